@@ -1,0 +1,1 @@
+"""Sample several plausible 3D motions from one video."""
