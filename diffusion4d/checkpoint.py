@@ -1,0 +1,63 @@
+"""State of a training run, as one safetensors file written whole or not at all.
+
+A run killed at any moment finds the last complete state. Weights, their moving average and the optimiser's moments are
+tensors; the step is metadata. Random numbers need no saving: a step's batch is a function of its number.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def _tensors(
+    model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    for (name, parameter), average in zip(model.named_parameters(), ema.shadow_params, strict=True):
+        yield f"model.{name}", parameter.data
+        yield f"ema.{name}", average.data
+        state = optimiser.state[parameter]
+        for moment in MOMENTS:
+            if moment not in state:
+                state[moment] = torch.zeros_like(
+                    parameter.data if moment != "step" else torch.zeros(())
+                )
+            yield f"{moment}.{name}", state[moment]
+
+
+def save(
+    path: Path, step: int, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
+) -> None:
+    """Write the state after `step` steps."""
+    tensors = {name: tensor.contiguous() for name, tensor in _tensors(model, ema, optimiser)}
+    with replace_when_done(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def load(path: Path, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer) -> int:
+    """Restore the state in place; returns the number of steps that were done.
+
+    Raises:
+        UserError: the file belongs to another network.
+    """
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        wanted = dict(_tensors(model, ema, optimiser))
+        if set(wanted) != set(file.keys()) or any(
+            list(tensor.shape) != file.get_slice(name).get_shape()
+            for name, tensor in wanted.items()
+        ):
+            raise UserError(f"{path} is the checkpoint of another network; choose another --out")
+        for name, tensor in wanted.items():
+            tensor.copy_(file.get_tensor(name))
+    ema.optimization_step = step
+    return step

@@ -1,0 +1,266 @@
+r"""The network: a diffusion transformer whose patch is a whole trajectory.
+
+One token a trajectory: its M noised control points and everything observed of it. Blocks are adaLN-Zero
+(Peebles & Xie 2023, sec. 3.2): self-attention over the N points, cross-attention from points to DINOv3 patch
+tokens, and an MLP. Points are a set: there is no positional encoding over them, so the network is
+equivariant to their order and indifferent to their number.
+
+What depends on the clip alone (the evidence embedding, the keys and values of the patch tokens) is computed
+once by `TrajectoryDiT.condition` and shared by all hypotheses and all steps.
+
+Shape letters:  B clips   K hypotheses   N points   M control points   F key frames   L patches
+W width   V width of the clip vector   H heads   D head channels.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffusion4d.evidence import Evidence, Tokens
+
+Output = Literal["velocity", "mean", "gaussian"]
+FREQUENCIES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What the network knows of a clip, computed once: point embedding, patch keys and values, clip vector."""
+
+    points: Float[Tensor, "B N W"]
+    keys_values: tuple[tuple[Tensor, Tensor], ...] | None
+    clip: Float[Tensor, "B V"]
+
+
+def fourier(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
+    """sin and cos of pi 2^k x, k = 0..5 (NeRF's encoding, Mildenhall et al. 2020, eq. 4)."""
+    angles = x[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=x.device))
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys, through diffusers' backend dispatcher."""
+
+    def __init__(self, width: int, num_heads: int, source_width: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(source_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_query = nn.RMSNorm(width // num_heads, eps=1e-6, elementwise_affine=False)
+        self.norm_key = nn.RMSNorm(width // num_heads, eps=1e-6, elementwise_affine=False)
+
+    def keys_values(self, source: Float[Tensor, "B S C"]) -> tuple[Tensor, Tensor]:
+        key, value = rearrange(
+            self.key_value(source), "b s (two h d) -> two b s h d", two=2, h=self.num_heads
+        )
+        return self.norm_key(key), value
+
+    def forward(
+        self, x: Float[Tensor, "B Q W"], keys_values: tuple[Tensor, Tensor], backend: str
+    ) -> Float[Tensor, "B Q W"]:
+        query = self.norm_query(rearrange(self.query(x), "b q (h d) -> b q h d", h=self.num_heads))
+        key, value = (part.to(query.dtype) for part in keys_values)
+        mixed = dispatch_attention_fn(query, key, value, backend=backend)
+        return self.out(mixed.flatten(-2))
+
+
+class Block(nn.Module):
+    """adaLN-Zero block: self-attention over points, optional cross-attention to patch tokens, MLP."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, vector_width: int, cross: bool
+    ) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, num_heads, width)
+        self.cross = Attention(width, num_heads, width) if cross else None
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
+        )
+        self.num_modulations = 9 if cross else 6
+        self.modulation = nn.Linear(vector_width, self.num_modulations * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B K N W"],
+        vector: Float[Tensor, "B #K V"],
+        keys_values: tuple[Tensor, Tensor] | None,
+        backend: str,
+    ) -> Float[Tensor, "B K N W"]:
+        parts = self.modulation(vector)[:, :, None].chunk(self.num_modulations, -1)
+        B, K = x.shape[:2]
+        h = modulate(self.norm(x), parts[0], parts[1]).flatten(0, 1)
+        h = self.attention(h, self.attention.keys_values(h), backend)
+        x = x + parts[2] * h.unflatten(0, (B, K))
+        if self.cross is not None and keys_values is not None:
+            # All hypotheses of a clip ask the same patch tokens, so they are queries of one batch item.
+            h = rearrange(modulate(self.norm(x), parts[6], parts[7]), "b k n w -> b (k n) w")
+            h = self.cross(h, keys_values, backend)
+            x = x + parts[8] * rearrange(h, "b (k n) w -> b k n w", k=K)
+        return x + parts[5] * self.mlp(modulate(self.norm(x), parts[3], parts[4]))
+
+
+class TrajectoryDiT(ModelMixin, ConfigMixin):
+    """Noised trajectories and evidence to a velocity, a mean, or a mean and its uncertainty.
+
+    Args:
+        num_ctrl: control points a trajectory, M. degree: of the spline.
+        width: channels W. depth: blocks. num_heads: attention heads. mlp_ratio: hidden / W.
+        vector_width: channels V of the vector (time, focal length) that modulates every block.
+        cross_every: every so many blocks ask the patch tokens.
+        token_channels: channels of the encoder's patch tokens; 0 for a network that takes none.
+        output: "velocity" (v = alpha_t eps - sigma_t x_0), "mean" (E[x_0 | evidence]; takes no noised input),
+            or "gaussian" (mean and log standard deviation; takes no noised input).
+        anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
+        coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
+        attention_backend: a name of diffusers' attention dispatcher; "native" is torch's SDPA.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_ctrl: int = 12,
+        degree: int = 3,
+        width: int = 192,
+        depth: int = 6,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        vector_width: int = 64,
+        cross_every: int = 3,
+        token_channels: int = 128,
+        output: Output = "velocity",
+        anchored: bool = False,
+        coordinates: dict | None = None,
+        noise: dict | None = None,
+        attention_backend: str = "native",
+    ) -> None:
+        super().__init__()
+        M = num_ctrl
+        observed = (
+            M * (2 + 2 + 1) + 2 * 2 * FREQUENCIES + token_channels + (6 * M if anchored else 0)
+        )
+        self.embed_noised = nn.Linear(3 * M, width) if output == "velocity" else None
+        self.embed_observed = nn.Sequential(
+            nn.Linear(observed, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.embed_tokens = None
+        if token_channels:
+            self.embed_tokens = nn.Sequential(
+                nn.Linear(token_channels + 3 * 2 * FREQUENCIES, width), nn.LayerNorm(width)
+            )
+        self.frequencies = Timesteps(128, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embed_time = TimestepEmbedding(128, vector_width)
+        self.embed_clip = nn.Sequential(
+            nn.Linear(3, vector_width), nn.SiLU(), nn.Linear(vector_width, vector_width)
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                num_heads,
+                mlp_ratio,
+                vector_width,
+                token_channels > 0 and (i + 1) % cross_every == 0,
+            )
+            for i in range(depth)
+        )
+        self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation_out = nn.Linear(vector_width, 2 * width)
+        self.project_out = nn.Linear(width, (6 if output == "gaussian" else 3) * M)
+        for layer in (self.modulation_out, self.project_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def condition(
+        self, evidence: Evidence, anchor: Float[Tensor, "B N M 6"] | None = None
+    ) -> Conditioning:
+        """Embed what depends on the clip alone. `anchor`: mean and log deviation, for anchored networks.
+
+        Raises:
+            ValueError: the evidence has another number of control points or token channels than the network.
+        """
+        M = self.config["num_ctrl"]
+        if evidence.ctrl.shape[-2] != M:
+            raise ValueError(f"need evidence on {M} control points, got {evidence.ctrl.shape[-2]}")
+        if self.config["anchored"] != (anchor is not None):
+            raise ValueError(
+                f"anchored={self.config['anchored']}, anchor given: {anchor is not None}"
+            )
+        start = evidence.ctrl[..., :1, :]
+        features = [
+            2 * evidence.ctrl.flatten(-2),
+            # Parallax and small deformations are a few per cent of the image: they get a scale of their own.
+            8 * (evidence.ctrl - start).flatten(-2),
+            evidence.weight,
+            fourier(start.squeeze(-2)),
+            self._tokens_at_points(evidence),
+        ]
+        if anchor is not None:
+            features.append(anchor.flatten(-2))
+        tokens = evidence.tokens if self.embed_tokens is not None else None
+        has_tokens = torch.full_like(evidence.log_focal, float(tokens is not None))
+        clip = torch.stack([evidence.log_focal, evidence.focal_known, has_tokens], -1)
+        return Conditioning(
+            points=self.embed_observed(torch.cat(features, -1)),
+            keys_values=None if tokens is None else self._keys_values(tokens),
+            clip=self.embed_clip(clip),
+        )
+
+    def _tokens_at_points(self, evidence: Evidence) -> Float[Tensor, "B N C"]:
+        channels = self.config["token_channels"]
+        if evidence.tokens is None or channels == 0:
+            return evidence.weight.new_zeros(*evidence.weight.shape[:2], channels)
+        if evidence.tokens.at_points.shape[-1] != channels:
+            raise ValueError(
+                f"need {channels} token channels, got {evidence.tokens.at_points.shape[-1]}"
+            )
+        return evidence.tokens.at_points
+
+    def _keys_values(self, tokens: Tokens) -> tuple[tuple[Tensor, Tensor], ...]:
+        assert self.embed_tokens is not None
+        source = torch.cat([tokens.values, fourier(tokens.positions)], -1)
+        source = self.embed_tokens(source).flatten(1, 2)
+        return tuple(b.cross.keys_values(source) for b in self.blocks if b.cross is not None)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "B K N M 3"] | None,
+        t: Float[Tensor, "B K"] | None,
+        conditioning: Conditioning,
+    ) -> Float[Tensor, "B K N M D"]:
+        """One evaluation. `x_t` and `t` are None for "mean" and "gaussian" networks, which return K = 1."""
+        h = conditioning.points[:, None]
+        vector = conditioning.clip[:, None]
+        if self.embed_noised is not None:
+            if x_t is None or t is None:
+                raise ValueError(
+                    "a velocity network needs noised control points and a diffusion time"
+                )
+            h = h + self.embed_noised(x_t.flatten(-2))
+            frequencies = self.frequencies(1000 * t.flatten()).to(h.dtype)
+            vector = vector + self.embed_time(frequencies).unflatten(0, t.shape)
+        vector = nn.functional.silu(vector)
+        backend = self.config["attention_backend"]
+        keys_values = iter(conditioning.keys_values or ())
+        for block in self.blocks:
+            h = block(
+                h, vector, next(keys_values, None) if block.cross is not None else None, backend
+            )
+        shift, scale = self.modulation_out(vector)[:, :, None].chunk(2, -1)
+        out = self.project_out(modulate(self.norm_out(h), shift, scale))
+        return out.unflatten(-1, (self.config["num_ctrl"], -1))

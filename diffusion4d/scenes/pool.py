@@ -1,0 +1,118 @@
+"""A pool of generated worlds on disk: drawn once, by several processes, and read many times.
+
+Shards are safetensors files written whole or not at all, so an interrupted pool goes on where it stopped.
+Symmetries (`batches.py`) make the pool endless. World i of a pool has seed `first_seed + i`, whatever the number
+of processes. Packaged weights were trained on seeds below `HELD_OUT`; evaluation draws from it upwards.
+"""
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.scenes.world import generate
+
+HELD_OUT = 2**31
+SHARD = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSpec:
+    """Which worlds a pool holds."""
+
+    worlds: int = 20_000
+    """Worlds in the pool, rounded up to whole shards of 128."""
+    points: int = 128
+    """Points a world."""
+    frames: int = 32
+    """Frames a world."""
+    first_seed: int = 0
+    """Seed of the first world; held-out worlds start at 2147483648."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worlds:
+    """A stack of worlds.
+
+    points: [B, N, T, 3], each instant's camera frame, median anchor depth 1. visible: [B, N, T] bool.
+    moving: [B, N] bool, moves in the world frame. intrinsics: [B, 4] px. size: [B, 2] (H, W) px.
+    """
+
+    points: Tensor
+    visible: Tensor
+    moving: Tensor
+    intrinsics: Tensor
+    size: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def take(self, index: Tensor) -> "Worlds":
+        """The worlds at these places, in this order."""
+        return Worlds(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
+
+
+def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]:
+    """Generate `count` worlds with consecutive seeds."""
+    worlds = [
+        generate(first_seed + i, num_points=spec.points, num_frames=spec.frames)
+        for i in range(count)
+    ]
+    return {
+        "points": torch.from_numpy(np.stack([w.points for w in worlds])).float(),
+        "visible": torch.from_numpy(np.stack([w.visible for w in worlds])),
+        "moving": torch.from_numpy(np.stack([w.moving for w in worlds])),
+        "intrinsics": torch.from_numpy(np.stack([w.intrinsics for w in worlds])).float(),
+        "size": torch.tensor([list(w.size) for w in worlds]).float(),
+    }
+
+
+def _write_shard(job: tuple[PoolSpec, int, Path]) -> None:
+    spec, first_seed, path = job
+    torch.set_num_threads(1)
+    with replace_when_done(path) as temporary:
+        save_file(draw_shard(spec, first_seed, SHARD), temporary)
+
+
+def draw_pool(
+    folder: Path,
+    spec: PoolSpec,
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Generate the shards that are missing; returns the paths of all of them, in order.
+
+    Args:
+        progress: called with (shards done, shards in all).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for start in range(0, spec.worlds, SHARD):
+        first_seed = spec.first_seed + start
+        path = folder / f"{first_seed}-{spec.points}x{spec.frames}.safetensors"
+        jobs.append((spec, first_seed, path))
+    missing = [job for job in jobs if not job[2].exists()]
+    done = len(jobs) - len(missing)
+    if progress:
+        progress(done, len(jobs))
+    if missing:
+        # Forked workers would inherit the threads of torch in an undefined state.
+        with multiprocessing.get_context("spawn").Pool(processes) as workers:
+            for _ in workers.imap_unordered(_write_shard, missing):
+                done += 1
+                if progress:
+                    progress(done, len(jobs))
+    return [path for _, _, path in jobs]
+
+
+def load_pool(paths: list[Path]) -> Worlds:
+    """Read shards into memory, as one stack."""
+    shards = [load_file(path) for path in paths]
+    return Worlds(*(torch.cat([s[f.name] for s in shards]) for f in dataclasses.fields(Worlds)))

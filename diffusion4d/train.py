@@ -1,0 +1,234 @@
+"""Training on generated worlds: draw the pool, fit the whitening, take the steps, save the moving average.
+
+Step i draws its batch from a generator seeded by (seed, i), so a run that was killed goes on with the same
+losses as one that was not. Two commands make a sampler that stands on a regressor, and one its twin:
+
+    diffusion4d train --objective gaussian --out runs/regressor
+    diffusion4d train --objective velocity --regressor runs/regressor/model --out runs/tiny
+    diffusion4d train --objective mean --out runs/tiny-l2
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from diffusion4d import checkpoint, denoiser, objectives
+from diffusion4d.config import Train
+from diffusion4d.coordinates import Coordinates
+from diffusion4d.dit import TrajectoryDiT
+from diffusion4d.errors import UserError
+from diffusion4d.noise import PointNoise
+from diffusion4d.scenes.batches import Example, draw
+from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
+
+CALIBRATION_CLIPS = 512
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator whose state is a function of these numbers."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def draw_example(config: Train, worlds: Worlds, step: int, rank: int = 0) -> Example:
+    """The batch of a step: a pure function of its arguments."""
+    generator = seeded(config.seed, step, rank)
+    chosen = torch.randint(len(worlds), (config.optimisation.batch,), generator=generator)
+    return draw(
+        worlds.take(chosen),
+        generator,
+        num_ctrl=config.network.num_ctrl,
+        num_points=config.optimisation.points,
+        dropout=config.dropout,
+    )
+
+
+def calibration_example(config: Train, worlds: Worlds) -> Example:
+    """A large batch with the training distribution, on which whitening and noise are fitted."""
+    count = min(CALIBRATION_CLIPS, len(worlds))
+    generator = seeded(config.seed, -1)
+    chosen = torch.randperm(len(worlds), generator=generator)[:count]
+    return draw(
+        worlds.take(chosen),
+        generator,
+        num_ctrl=config.network.num_ctrl,
+        num_points=config.optimisation.points,
+        dropout=config.dropout,
+    )
+
+
+def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> TrajectoryDiT:
+    """A fresh network with its coordinates, and its noise, fitted to the worlds."""
+    example = calibration_example(config, worlds)
+    noise = None
+    if regressor is not None:
+        coordinates = denoiser.coordinates_of(regressor)
+        with torch.no_grad():
+            anchor = denoiser.regress(regressor, example.evidence)
+            residual = anchor.encode(coordinates.encode(example.ctrl, example.evidence))
+        noise = PointNoise.fit(residual, example.evidence)
+    else:
+        coordinates = Coordinates.fit(example.ctrl, example.evidence)
+        if config.objective == "velocity":
+            x = coordinates.encode(example.ctrl, example.evidence)
+            noise = PointNoise.fit(x, example.evidence)
+    torch.manual_seed(config.seed)
+    network = TrajectoryDiT(
+        **dataclasses.asdict(config.network),
+        output=config.objective,
+        anchored=regressor is not None,
+        coordinates=dataclasses.asdict(coordinates),
+        noise=None if noise is None else dataclasses.asdict(noise),
+    )
+    if config.start_from is not None:
+        start_from(network, TrajectoryDiT.from_pretrained(config.start_from))
+    return network
+
+
+def start_from(network: TrajectoryDiT, other: TrajectoryDiT) -> None:
+    """Copy the weights that both have in the same shape, but not the output layer: it says something else."""
+    own, given = network.state_dict(), other.state_dict()
+    kept = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in own and own[name].shape == tensor.shape and not name.startswith("project_out")
+    }
+    network.load_state_dict(kept, strict=False)
+
+
+class Objective(nn.Module):
+    """The configured loss as a module, so that accelerate may distribute it."""
+
+    def __init__(
+        self, config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT | None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        # Hidden from the module tree: a frozen regressor is neither trained nor distributed.
+        self.frozen = (regressor,)
+
+    def forward(self, example: Example, generator: torch.Generator) -> torch.Tensor:
+        network, evidence = self.network, example.evidence
+        x = denoiser.coordinates_of(network).encode(example.ctrl, evidence)
+        match self.config.objective:
+            case "mean":
+                return objectives.mean_loss(network, evidence, x)
+            case "gaussian":
+                return objectives.gaussian_loss(network, evidence, x)
+            case "velocity":
+                (regressor,) = self.frozen
+                with torch.no_grad():
+                    anchor = None if regressor is None else denoiser.regress(regressor, evidence)
+                power = self.config.noisy_power
+                return objectives.velocity_loss(
+                    network, evidence, x, generator, anchor=anchor, noisy_power=power
+                )
+
+
+def load_regressor(config: Train) -> TrajectoryDiT | None:
+    """The frozen regressor a sampler stands on, if one was asked for.
+
+    Raises:
+        UserError: it is given for another objective, or is no "gaussian" network.
+    """
+    if config.regressor is None:
+        return None
+    if config.objective != "velocity":
+        raise UserError(f"--regressor goes with --objective velocity, got {config.objective}")
+    regressor = TrajectoryDiT.from_pretrained(config.regressor)
+    if regressor.config["output"] != "gaussian":
+        raise UserError(
+            f'need a "gaussian" regressor, {config.regressor} is a {regressor.config["output"]!r} network'
+        )
+    return regressor.requires_grad_(False).eval()
+
+
+def worlds_for(config: Train, progress: Progress) -> Worlds:
+    """The pool of the configuration, generated as far as it is missing."""
+    if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
+        raise UserError(f"seeds from {HELD_OUT} are held out for evaluation")
+    bar = progress.add_task("worlds", note="")
+
+    def report(done: int, total: int) -> None:
+        progress.update(bar, completed=done, total=total)
+
+    paths = draw_pool(config.pool, config.worlds, processes=config.processes, progress=report)
+    return load_pool(paths)
+
+
+def run(config: Train) -> Path:
+    """Train to the end, from the last checkpoint if there is one; returns the folder of the finished model."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns) as progress:
+        return _run(config, progress)
+
+
+def _run(config: Train, progress: Progress) -> Path:
+    steps = config.optimisation.steps
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(
+            project_dir=str(config.out), logging_dir=str(config.out)
+        ),
+    )
+    worlds = worlds_for(config, progress)
+    regressor = load_regressor(config)
+    network = build(config, worlds, regressor)
+    ema = EMAModel(
+        network.parameters(), decay=config.optimisation.ema, use_ema_warmup=True, power=0.75
+    )
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=config.optimisation.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+    )
+    state = config.out / "checkpoint.safetensors"
+    done = checkpoint.load(state, network, ema, optimiser) if state.exists() else 0
+    for group in optimiser.param_groups:
+        group["initial_lr"] = config.optimisation.learning_rate
+    schedule = get_cosine_schedule_with_warmup(
+        optimiser, config.optimisation.warmup, steps, last_epoch=done - 1
+    )
+    accelerator.init_trackers("logs")
+    bar = progress.add_task(config.objective, total=steps, completed=done, note="")
+    model = accelerator.prepare_model(Objective(config, network, regressor))
+    for step in range(done, steps):
+        example = draw_example(config, worlds, step, accelerator.process_index)
+        generator = seeded(config.seed, step, accelerator.process_index, 1)
+        loss = model(example, generator)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.optimisation.clip_norm)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        ema.step(network.parameters())
+        accelerator.log({"loss": loss.item(), "gradient_norm": float(norm)}, step=step)
+        progress.update(bar, completed=step + 1, note=f"loss {loss.item():.4f}")
+        if accelerator.is_main_process and (
+            (step + 1) % config.save_every == 0 or step + 1 == steps
+        ):
+            checkpoint.save(state, step + 1, network, ema, optimiser)
+    accelerator.end_training()
+    ema.copy_to(network.parameters())
+    finished = config.out / "model"
+    network.save_pretrained(finished)
+    return finished
