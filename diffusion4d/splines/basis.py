@@ -4,14 +4,15 @@ A basis of degree P on knots t_0 ≤ … ≤ t_{M+P} follows from the Cox–de B
 (de Boor 1978, *A Practical Guide to Splines*, ch. IX), with 0/0 read as 0:
 
     N_{i,0}(u) = 1 for t_i ≤ u < t_{i+1}, else 0
-    N_{i,r}(u) = (u − t_i)/(t_{i+r} − t_i) N_{i,r−1}(u) + (t_{i+r+1} − u)/(t_{i+r+1} − t_{i+1}) N_{i+1,r−1}(u)
+    N_{i,r}(u) = (u − t_i) / (t_{i+r} − t_i) N_{i,r−1}(u)
+               + (t_{i+r+1} − u) / (t_{i+r+1} − t_{i+1}) N_{i+1,r−1}(u)
 
-Feeding level r an argument a_r of its own, instead of the same u at every level, gives the *blossom*
-(polar form) of the spline's piece over the span the recursion starts in (Ramshaw 1989). The control
-points of the same curve on finer knots τ are the blossoms at (τ_{k+1}, …, τ_{k+P}), started in the
-span of τ_k; the weights are the discrete B-splines of the Oslo algorithm (Cohen, Lyche and
-Riesenfeld 1980), and one new knot gives Boehm's (1980). So one recursion serves evaluation, knot
-insertion, subdivision, Bézier extraction and degree elevation.
+Feeding level r an argument a_r of its own, instead of the same u at every level, gives the
+*blossom* (polar form) of the spline's piece over the span the recursion starts in (Ramshaw 1989).
+The control points of the same curve on finer knots τ are the blossoms at (τ_{k+1}, …, τ_{k+P}),
+started in the span of τ_k; their weights are the discrete B-splines of the Oslo algorithm (Cohen,
+Lyche and Riesenfeld 1980), and for one new knot those of Boehm (1980). So one recursion serves
+evaluation, knot insertion, subdivision, Bézier extraction and degree elevation.
 
 Clamped uniform knots repeat each end P + 1 times, and the knots between are simple and equidistant:
 p(0) = c_0, p(1) = c_{M−1}, and the curve is C^{P−1}.
@@ -41,10 +42,10 @@ def knot_vector(num_ctrl: int, degree: int = 3) -> Float64[Tensor, "knots"]:
 
 
 def greville(num_ctrl: int, degree: int = 3) -> Float64[Tensor, "ctrl"]:
-    """Greville abscissae ξ_m = (t_{m+1} + … + t_{m+P}) / P of the clamped uniform knots, `[num_ctrl]`.
+    """Greville abscissae ξ_m = (t_{m+1} + … + t_{m+P}) / P of clamped uniform knots, `[num_ctrl]`.
 
-    With c_m = ξ_m the spline is p(u) = u, so ξ_m is the instant control point m belongs to. Degree 0
-    has no such average; its pieces belong to the middle of their spans.
+    With c_m = ξ_m the spline is p(u) = u, so ξ_m is the instant control point m belongs to. In
+    degree 0 there is nothing to average; a piece belongs to the middle of its span.
     """
     knots = knot_vector(num_ctrl, degree)
     if degree == 0:
@@ -61,18 +62,24 @@ def basis_functions(
     is taken (at the right end, from the left).
 
     Raises:
-        ValueError: some u lies outside [t_P, t_M] or is not a number; `u` is not float32 or float64.
+        ValueError: some u is outside [t_P, t_M] or not a number, or not in float32 or float64.
     """
+    knots = knots.to(u)
+    check_domain(u, knots[degree], knots[-degree - 1])
+    return _recursion(u, [u] * degree, knots)
+
+
+def check_domain(
+    u: Float[Tensor, "*shape"], low: Float[Tensor, ""], high: Float[Tensor, ""]
+) -> None:
+    """Raise a ValueError unless u is float32 or float64 and every value is in [low, high]."""
     if u.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"need u in float32 or float64, got {u.dtype}")
-    knots = knots.to(u)
-    low, high = knots[degree], knots[-degree - 1]
     if u.numel() and not bool(((u >= low) & (u <= high)).all()):
         raise ValueError(
-            f"need every u in [{low.item():g}, {high.item():g}], "
-            f"got values from {u.min().item():g} to {u.max().item():g}"
+            f"need every u in [{low.item():.9g}, {high.item():.9g}], "
+            f"got values from {u.min().item():.9g} to {u.max().item():.9g}"
         )
-    return _recursion(u, [u] * degree, knots)
 
 
 def basis_matrix(

@@ -48,34 +48,35 @@ def fit(
         prior: c⁰, control points in the unit of `points`.
 
     Raises:
-        ValueError: a weight or `ridge` is negative; `penalty_order` exceeds `degree`; u leaves [0, 1];
-            or some trajectory does not determine its control points, because too little of it has
-            weight and the penalty does not decide the rest.
+        ValueError: a weight or `ridge` is negative; `penalty_order` exceeds `degree`; u leaves
+            [0, 1]; or some trajectory does not determine its control points, because too little of
+            it has weight and the penalty does not decide the rest.
     """
-    if ridge < 0:
+    if not ridge >= 0:
         raise ValueError(f"need ridge >= 0, got {ridge}")
+    if not 0 <= penalty_order <= degree:
+        raise ValueError(f"need 0 <= penalty_order <= degree={degree}, got {penalty_order}")
     if prior is not None and prior.shape[-2] != num_ctrl:
         raise ValueError(f"need a prior of {num_ctrl} control points, got {prior.shape[-2]}")
-    # float64 does not exist on Apple's GPU; there the equations are solved in float32.
-    work = points.dtype if points.device.type == "mps" else torch.float64
-    basis_TM = basis_matrix(u.to(points.device, work), num_ctrl, degree)
-    target = points.to(work)
+    basis_TM = basis_matrix(u.to(points.device, torch.float64), num_ctrl, degree)
+    target = points.double()
 
     if weights is None:
         gram = basis_TM.mT @ basis_TM
     else:
-        if bool((weights < 0).any()):
+        if not bool((weights >= 0).all()):
             raise ValueError(f"need weights >= 0, got {weights.min().item():g}")
-        weights = weights.to(work)
+        weights = weights.double()
         gram = _weighted_gram(basis_TM, weights, degree)
-        target = torch.where(weights[..., None] > 0, weights[..., None] * target, 0)
+        # The unseen is replaced before it is multiplied: 0 times NaN is NaN, in gradients as well.
+        target = weights[..., None] * torch.where(weights[..., None] > 0, target, 0)
     moment = basis_TM.mT @ target
 
     if ridge > 0:
         penalty_MM = ridge * _penalty(num_ctrl, degree, penalty_order).to(gram)
         gram = gram + penalty_MM
         if prior is not None:
-            moment = moment + penalty_MM @ prior.to(work)
+            moment = moment + penalty_MM @ prior.double()
     return torch.cholesky_solve(moment, _cholesky(gram, ridge, penalty_order)).to(points.dtype)
 
 
@@ -106,15 +107,15 @@ def _cholesky(
 ) -> Float[Tensor, "*batch ctrl ctrl"]:
     factor, _ = torch.linalg.cholesky_ex(gram)
     # A pivot is what is left of a control point's weight once the earlier ones have explained their
-    # share. Rounding leaves about M eps of it where the truth is 0 (a NaN also fails the comparison).
+    # share. Rounding leaves about M eps of it where the truth is 0. A NaN fails the comparison too.
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     tolerance = gram.shape[-1] * torch.finfo(gram.dtype).eps
     singular = ~(pivots > tolerance * diagonal).all(-1)
     if bool(singular.any()):
         raise ValueError(
-            f"need enough weighted instants, or a ridge, to determine {gram.shape[-1]} control points; "
-            f"{int(singular.sum())} of {singular.numel()} systems are singular "
-            f"(ridge={ridge:g}, penalty_order={penalty_order})"
+            f"need enough weighted instants, or a ridge, to determine {gram.shape[-1]} control "
+            f"points; got {int(singular.sum())} of {singular.numel()} systems singular with "
+            f"ridge={ridge:g}, penalty_order={penalty_order}"
         )
     return factor
