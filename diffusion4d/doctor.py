@@ -91,7 +91,7 @@ def run() -> Report:
             Section("Dependencies", tuple(_dependencies(extra=None))),
             Section("Extras", tuple(_extras())),
             Section("Packaged weights", tuple(_weights())),
-            Section("Files", (_video_writer(),)),
+            Section("Files", (_video_writer(), _feature_cache())),
         )
     )
 
@@ -292,6 +292,28 @@ def _video_writer() -> Check:
     ) as error:  # av raises classes of its own, and ImportError for a missing library
         return Check("H.264 encoder", f"not available: {error}", "problem", advice)
     return Check("H.264 encoder", f"{encoder.long_name}, PyAV {av.__version__}")
+
+
+def _feature_cache() -> Check:
+    """Tokens of frames seen before. Without a cache everything works, only slower."""
+    name = "feature cache"
+    try:
+        from priors.cache import VARIABLE, FeatureCache
+    except ImportError as error:
+        return Check(name, f"not available: {error}", "note")
+    cache = FeatureCache.default()
+    if cache is None:
+        return Check(name, f"switched off by {VARIABLE}", "note")
+    try:
+        sizes = [path.stat().st_size for path in cache.folder.glob("*.safetensors")]
+    except OSError as error:
+        return Check(name, f"{cache.folder}: {error}", "note")
+    # Where the folder does not exist yet, its nearest parent decides.
+    existing = next((f for f in (cache.folder, *cache.folder.parents) if f.exists()), cache.folder)
+    found = f"{len(sizes)} frames, {sum(sizes) / 1e6:.1f} MB in {cache.folder}"
+    if not os.access(existing, os.W_OK):
+        return Check(name, f"{found}: not writable", "note", f"set {VARIABLE} to another folder")
+    return Check(name, found)
 
 
 def _version(name: str) -> str:
