@@ -1,0 +1,106 @@
+r"""What surfaces look like: solid textures and light.
+
+A texture is a colour as a function of the rest position, so it moves and deforms with the surface. Patterns are mixed
+from two to four colours by a scalar field in [0, 1]: noise (sums of random plane waves), checker, stripes,
+spots, or plain. Light is one direction plus an ambient part, Lambert's law.
+Shape letters:  P surface points   S colours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion4d.scenes import motion
+
+Array = np.ndarray
+PATTERNS = ("noise", "checker", "stripes", "spots", "plain")
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A pattern, its colours [S, 3] in [0, 1], and the plane waves [3, 8] and phases [8] it is made of."""
+
+    pattern: str
+    palette: Float[Array, "S 3"]
+    waves: Float[Array, "3 8"]
+    phases: Float[Array, "8"]
+    grain: float
+
+    def colour(self, rest_P3: Float[Array, "P 3"]) -> Float[Array, "P 3"]:
+        """Colour at rest positions."""
+        fine_P = np.sin(rest_P3 @ self.waves + self.phases)
+        noise_P = 0.5 + 0.5 * np.tanh(0.9 * fine_P[:, :4].sum(-1))
+        if self.pattern == "noise":
+            field = noise_P
+        elif self.pattern == "checker":
+            # Products of signs along three of the waves made orthogonal: a tilted chessboard in space.
+            axes = np.linalg.qr(self.waves[:, :3])[0] * np.linalg.norm(self.waves[:, 0])
+            field = 0.5 + 0.5 * np.sign(np.sin(rest_P3 @ axes + self.phases[:3])).prod(-1)
+        elif self.pattern == "stripes":
+            wobble = 0.6 * fine_P[:, 1]
+            field = 0.5 + 0.5 * np.tanh(
+                3 * np.sin(rest_P3 @ self.waves[:, 0] + self.phases[0] + wobble)
+            )
+        elif self.pattern == "spots":
+            axes = np.linalg.qr(self.waves[:, :3])[0] * np.linalg.norm(self.waves[:, 0])
+            cell = np.sin(rest_P3 @ axes + self.phases[:3] + 0.5 * fine_P[:, 3:6]).sum(-1)
+            field = 0.5 + 0.5 * np.tanh(4 * (cell - 0.9))
+        elif self.pattern == "plain":
+            field = 0.15 * noise_P
+        else:
+            raise ValueError(f"need a pattern of {PATTERNS}, got {self.pattern!r}")
+        scaled = field * (len(self.palette) - 1)
+        low = np.minimum(scaled.astype(np.int64), len(self.palette) - 2)
+        share = (scaled - low)[:, None]
+        colour = (1 - share) * self.palette[low] + share * self.palette[low + 1]
+        # A finer, weaker noise over everything: hardly anything real is perfectly plain.
+        grain = np.sin(2.7 * rest_P3 @ self.waves[:, 4:] + self.phases[4:]).sum(-1)
+        return np.clip(colour * (1 + self.grain * 0.25 * grain)[:, None], 0, 1)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Direction towards the light (world axes, unit), its share of the whole, whether it casts shadows, sky colours."""
+
+    direction: Float[Array, "3"]
+    strength: float
+    shadows: bool
+    horizon: Float[Array, "3"]
+    zenith: Float[Array, "3"]
+
+
+def _colour(rng: np.random.Generator) -> Array:
+    """Mostly muted colours, some vivid, some grey: hue, saturation, value to RGB."""
+    hue, value = rng.uniform(0, 6), rng.uniform(0.12, 0.95)
+    saturation = rng.choice([rng.uniform(0, 0.2), rng.uniform(0.1, 0.6), rng.uniform(0.5, 1)])
+    ramp = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
+    return value * (1 - saturation + saturation * ramp)
+
+
+def random_texture(rng: np.random.Generator, size: float) -> Texture:
+    """A texture for an object of that size, its features a twentieth to a whole of it."""
+    pattern = str(rng.choice(PATTERNS, p=[0.35, 0.12, 0.2, 0.15, 0.18]))
+    palette = np.stack([_colour(rng) for _ in range(int(rng.integers(2, 5)))])
+    if rng.random() < 0.5:
+        # Shades of one colour, as fur, skin, wood and walls have.
+        palette = np.clip(palette[:1] * rng.uniform(0.4, 1.5, (len(palette), 1)), 0, 1)
+    frequency = motion.log_uniform(rng, 5.0, 45.0) / size
+    waves = rng.normal(size=(3, 8))
+    waves *= frequency * rng.uniform(0.4, 1.3, 8) / np.linalg.norm(waves, axis=0)
+    return Texture(pattern, palette, waves, rng.uniform(0, 2 * np.pi, 8), rng.uniform(0.02, 0.25))
+
+
+def random_light(rng: np.random.Generator) -> Light:
+    """Sun, lamp or overcast sky, from above."""
+    direction = motion.unit_vector(rng)
+    direction[2] = abs(direction[2]) + 0.25
+    sky = _colour(rng) if rng.random() < 0.4 else np.array([0.75, 0.82, 0.9])
+    horizon = np.clip(sky * rng.uniform(0.7, 1.2), 0, 1)
+    return Light(
+        direction / np.linalg.norm(direction),
+        float(rng.uniform(0.25, 0.75)),
+        bool(rng.random() < 0.6),
+        horizon,
+        np.clip(horizon * rng.uniform(0.5, 1.0, 3), 0, 1),
+    )
