@@ -67,5 +67,7 @@ $(RUN) $(DEVELOP): pyproject.toml constraints.txt
 	    echo "no suitable torch from $(TORCH_INDEX): using pip's configured index"; \
 	fi
 	$(PIP) install --quiet -c constraints.txt torch setuptools
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+# Newer pips pass on a page of setuptools' general advice on editable installations.
+	PYTHONWARNINGS=ignore::UserWarning $(PIP) install --quiet -c constraints.txt \
+	    --no-build-isolation -e '.[$(EXTRAS)]'
 	@rm .venv/.installing && touch $(RUN) $@
