@@ -35,10 +35,10 @@ class Table:
     """
 
     times: Float64[Tensor, "times"]
-    a: Float64[Tensor, "times-1"]
-    b: Float64[Tensor, "times-1"]
-    d: Float64[Tensor, "times-1"]
-    e: Float64[Tensor, "times-1"]
+    a: Float64[Tensor, "steps"]
+    b: Float64[Tensor, "steps"]
+    d: Float64[Tensor, "steps"]
+    e: Float64[Tensor, "steps"]
 
     def __post_init__(self) -> None:
         check_grid(self.times)
@@ -100,7 +100,8 @@ def dpmpp_2m(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
     With h = λ_s − λ_t and r = h_prev / h:
     x_s = (σ_s / σ_t) x_t + α_s (1 − e^{−h}) ((1 + 1/2r) x̂_0 − (1/2r) x̂_0,prev).
     Where λ is infinite there is nothing to extrapolate along, and the step is first order (`ddim`):
-    the first, one that follows a start from pure noise, and one that ends at the data.
+    the first, one that follows a start from pure noise, and one that ends at the data. On a uniform
+    grid from such a start to the data the measured error falls as log S / S².
     Raises ValueError for a bad grid.
     """
     first_order = ddim(schedule, grid)
