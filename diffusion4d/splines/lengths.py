@@ -30,7 +30,8 @@ def arc_length(
 
     Args:
         u: `[T]`, or `[*batch, T]` for instants of each curve.
-        num_nodes: quadrature nodes in a span; 16 give a smooth motion's length to about 1e-9.
+        num_nodes: quadrature nodes in a span. On random walks of control points, which often come
+            near to rest, 16 err by 2e-6 of the length (median); on steady motion by rounding.
 
     Raises:
         ValueError: some u is outside the knots; degree or `num_nodes` below 1.
