@@ -19,7 +19,11 @@ from samplers.schedules import Schedule
 
 
 def check_grid(grid: Float64[Tensor, "times"]) -> None:
-    """Raise ValueError unless `grid` falls strictly and stays within [0, 1]."""
+    """Raise ValueError unless `grid` is one float64 row that falls strictly within [0, 1]."""
+    if grid.dim() != 1 or grid.dtype != torch.float64:
+        raise ValueError(
+            f"need a grid of float64 times in one row, got {grid.dtype} of shape {tuple(grid.shape)}"
+        )
     if len(grid) < 2:
         raise ValueError(f"need a grid of at least 2 times, got {len(grid)}")
     # Both comparisons are false for NaN, so NaN is refused as well.

@@ -125,9 +125,6 @@ class DiscreteSchedule:
     def _alpha_squared(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         nodes = self._nodes(t.device)
         position = t.double() * self.num_train_steps
-        # n · (k / n) may round to just under k; snapping keeps the nodes exact.
-        snapped = position.round()
-        position = torch.where((position - snapped).abs() < 1e-9, snapped, position)
         left = position.floor().clamp(0, self.num_train_steps - 1).long()
         return torch.lerp(nodes[left], nodes[left + 1], position - left)
 

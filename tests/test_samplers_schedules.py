@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config
 
 from samplers.grids import check_grid, karras, log_snr_uniform, power, uniform
 from samplers.schedules import CosineSchedule, DiscreteSchedule, RectifiedSchedule, Schedule
@@ -163,6 +164,17 @@ def test_bounds_beyond_the_schedule_are_drawn_in() -> None:
 def test_bad_grids_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("grid", [torch.linspace(1, 0, 5), torch.ones(2, 3, dtype=F64)])
+def test_a_grid_of_another_type_is_refused(grid: torch.Tensor) -> None:
+    # Without the type checks of the test run, as for a user.
+    config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match="float64 times in one row"):
+            check_grid(grid)
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
