@@ -52,7 +52,7 @@ def posed(
     rests: list[Array] = []
     meshes, placed = [], []
     for number, limb in enumerate(skeleton.limbs):
-        joint = np.array(limb.joint, dtype=float)
+        joint = limb.joint
         if limb.parent < 0:
             orientation, position, rest = root_T33, root_T3 + root_T33 @ joint, joint
         else:
@@ -62,7 +62,7 @@ def posed(
         orientation = orientation @ local_TJ33[:, number]
         frames.append((orientation, position))
         rests.append(rest)
-        mesh = shapes.capsule(np.array(limb.tip, dtype=float), limb.radii, limb.flatness, sides)
+        mesh = shapes.capsule(limb.tip, limb.radii, limb.flatness, sides)
         meshes.append(mesh)
         placed.append(motion.moved(orientation, position, mesh.vertices))
     whole = shapes.joined(*meshes)
@@ -94,7 +94,7 @@ def _human(
         angles_TJ3[:, at(f"{side} upper arm"), 0] += sign * rng.uniform(0.05, 0.35)
         angles_TJ3[:, at(f"{side} forearm"), 1] -= rng.uniform(0.1, 0.7)
         angles_TJ3[:, at(f"{side} thigh"), 0] += sign * rng.uniform(0.0, 0.12)
-    heading_T = rng.uniform(0, 2 * np.pi) + 0.3 * energy * motion.gesture(rng, u, 1.0, 1)[:, 0]
+    heading_T = rng.uniform(0, 2 * np.pi) + 0.6 * energy * motion.gesture(rng, u, 1.0, 1)[:, 0]
     root_T3 = 0.05 * energy * motion.gesture(rng, u, 1.0, 3) * [1, 1, 0.3]
     if act == "walk":
         cycles = motion.log_uniform(rng, 0.5, 2.8)
@@ -142,7 +142,7 @@ def _human(
             angles_TJ3[:, at(f"{side} upper arm"), 0] += sign * lift * beat_T
             angles_TJ3[:, at(f"{side} upper arm"), 1] -= 0.5 * bow * beat_T
         angles_TJ3[:, at("spine"), 1] += bow * beat_T
-        leg = -np.array(skeleton.limbs[at("left shin")].tip)[2]
+        leg = -skeleton.limbs[at("left shin")].tip[2]
         root_T3 = root_T3 - np.array([0, 0, 2 * leg]) * (1 - np.cos(squat * beat_T))[:, None]
     elif act == "dance":
         scale_J3 = np.full((angles_TJ3.shape[1], 3), 0.2)
@@ -175,7 +175,7 @@ def _quadruped(
 ) -> tuple[Array, Array, bool]:
     at = skeleton.index
     _restless(rng, u, angles_TJ3, 0.1)
-    heading_T = rng.uniform(0, 2 * np.pi) + 0.3 * energy * motion.gesture(rng, u, 1.0, 1)[:, 0]
+    heading_T = rng.uniform(0, 2 * np.pi) + 0.6 * energy * motion.gesture(rng, u, 1.0, 1)[:, 0]
     root_T3 = 0.04 * energy * motion.gesture(rng, u, 1.0, 3) * [1, 1, 0.3]
     pitch = np.zeros(len(u))
     if rng.random() < 0.6:

@@ -84,7 +84,7 @@ def random_viewpoint(
 ) -> Viewpoint:
     """Watch a subject of that radius whose middle moves along `subject`; stay above the floor if there is one."""
     kind = str(rng.choice(KINDS, p=_ODDS))
-    fill = motion.log_uniform(rng, 0.25, 1.0)
+    fill = motion.log_uniform(rng, 0.35, 1.2)
     distance = max(radius / np.sin(fill * lens.half_angle), 1.25 * radius)
     tilt = np.radians(rng.choice([rng.normal(12, 12), rng.uniform(20, 75)], p=[0.75, 0.25]))
     tilt = float(np.clip(tilt, -0.3, 1.35))
@@ -125,7 +125,7 @@ def random_viewpoint(
         roll_T = roll_T + 0.02 * shake * motion.drift(rng, u, count, 1)[:, 0]
     if floor:
         lowest = position_T3[:, 2].min()
-        position_T3 = position_T3 + [0, 0, max(0.0, 0.08 * distance - lowest)]
+        position_T3[:, 2] += max(0.0, 0.08 * distance - lowest)
     return Viewpoint(kind, position_T3, target_T3, look_at(position_T3, target_T3, roll_T))
 
 

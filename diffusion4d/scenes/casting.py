@@ -34,7 +34,7 @@ class Caster:
         from embreex import rtcore_scene
         from embreex.mesh_construction import TriangleMesh
 
-        self._scene = rtcore_scene.EmbreeScene()
+        self._scene = rtcore_scene.EmbreeScene()  # pyright: ignore[reportAttributeAccessIssue]
         self._empty = len(faces) == 0
         if not self._empty:
             TriangleMesh(

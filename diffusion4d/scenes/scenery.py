@@ -59,8 +59,8 @@ def random_scenery(rng: np.random.Generator, setting: str, stage: Stage) -> list
         if rng.random() < 0.5:
             side = rng.choice([-1, 1]) * rng.uniform(0.9, 1.7)
             props.append(_wall(rng, stage, motion.log_uniform(rng, 1.2, near), side))
-    for _ in range(int(rng.integers(0, 8))):
-        prop = _furniture(rng, stage)
+    for number in range(int(rng.integers(0, 9))):
+        prop = _furniture(rng, stage, hides=number == 0 and rng.random() < 0.3)
         if prop is not None:
             props.append(prop)
     return props
@@ -103,8 +103,11 @@ def _wall(rng: np.random.Generator, stage: Stage, distance: float, side: float) 
     return Prop(shapes.Mesh(np.concatenate([across, up], -1), mesh.faces), False)
 
 
-def _furniture(rng: np.random.Generator, stage: Stage) -> Prop | None:
-    """A standing object beside the movers, or None where it would stand in the camera."""
+def _furniture(rng: np.random.Generator, stage: Stage, hides: bool) -> Prop | None:
+    """A standing object beside the movers, or None where it would stand in the camera.
+
+    One that `hides` is thin and stands between the camera and the movers, somewhat aside: a pole, a plant, a chair.
+    """
     simple = shapes.primitive(rng, 90)
     mesh = shapes.stretched(simple, np.exp(rng.uniform(-0.9, 0.9, 3)))
     size = stage.radius * motion.log_uniform(rng, 0.25, 2.5)
@@ -112,10 +115,16 @@ def _furniture(rng: np.random.Generator, stage: Stage) -> Prop | None:
     vertices = size * mesh.vertices @ turn.T
     footprint = np.linalg.norm(vertices[:, :2], axis=-1).max()
     gap = stage.radius + footprint + rng.exponential(0.6) * stage.reach
+    if hides:
+        vertices = vertices * [0.3, 0.3, 1.2]
+        footprint = 0.3 * footprint
+        towards = (stage.camera.mean(0) - stage.centre)[:2]
+        heading = np.arctan2(towards[1], towards[0]) + 0.5 * rng.normal()
+        gap = stage.radius + footprint + rng.uniform(0, 0.3) * stage.reach
     place = gap * np.array([np.cos(heading), np.sin(heading)]) + stage.centre[:2]
-    vertices = vertices + [*place, -vertices[:, 2].min()]
+    vertices = vertices + np.array([*place, -vertices[:, 2].min()])
     near = np.linalg.norm(stage.camera[:, :2] - place, axis=-1).min()
-    if near < footprint + 0.3 * stage.reach:
+    if near < footprint + (0.15 if hides else 0.3) * stage.reach:
         return None
     return Prop(shapes.Mesh(vertices, mesh.faces), len(mesh.vertices) != 24)
 

@@ -98,9 +98,7 @@ def torus(rows: int, columns: int, thickness: float) -> Mesh:
     return Mesh(vertices.reshape(-1, 3), grid_faces(rows, columns, closed=True))
 
 
-def capsule(
-    tip: Float[Array, "3"], radii: tuple[float, float, float], flatness: float, sides: int
-) -> Mesh:
+def capsule(tip: Float[Array, "3"], radii: Float[Array, "3"], flatness: float, sides: int) -> Mesh:
     """A limb from the origin to `tip`; radii at its start, middle and end; its second section axis is scaled by
     `flatness`. That axis lies as near to the body's forward direction (+x) as the limb allows.
     """

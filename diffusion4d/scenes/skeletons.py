@@ -5,13 +5,16 @@ A limb hangs at `joint`, given in its parent's rest axes relative to the parent'
 Proportions are drawn at random around those of people, quadrupeds, birds, hands, arms, snakes, or of no known animal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from diffusion4d.scenes import motion
 
-Vector = tuple[float, float, float]
+Array = np.ndarray
+Vector = Sequence[float | int] | Array
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,9 @@ class Limb:
 
     name: str
     parent: int
-    joint: Vector
-    tip: Vector
-    radii: Vector
+    joint: Float[Array, "3"]
+    tip: Float[Array, "3"]
+    radii: Float[Array, "3"]
     flatness: float = 1.0
 
 
@@ -51,7 +54,8 @@ class _Builder:
         self, name: str, parent: str, joint: Vector, tip: Vector, radii: Vector, flat: float = 1.0
     ) -> None:
         numbers = {limb.name: number for number, limb in enumerate(self.limbs)}
-        self.limbs.append(Limb(name, numbers.get(parent, -1), joint, tip, radii, flat))
+        joint, tip, radii = (np.array(vector, dtype=float) for vector in (joint, tip, radii))
+        self.limbs.append(Limb(name, numbers.get(parent, -1), joint, tip, radii, float(flat)))
 
 
 def human(rng: np.random.Generator) -> Skeleton:
@@ -237,7 +241,7 @@ def tree(rng: np.random.Generator) -> Skeleton:
         joint = rng.uniform(0.5, 1.0) * np.array(parent.tip)
         r = rng.uniform(0.02, 0.06)
         make.add(
-            f"link {number}", parent.name, tuple(map(float, joint)), tuple(map(float, tip)),
+            f"link {number}", parent.name, joint, tip,
             (1.1 * r, r, 0.8 * r), rng.uniform(0.5, 1.0),
         )  # fmt: skip
     return Skeleton("tree", tuple(make.limbs))

@@ -72,20 +72,24 @@ class Light:
 
 def _colour(rng: np.random.Generator) -> Array:
     """Mostly muted colours, some vivid, some grey: hue, saturation, value to RGB."""
-    hue, value = rng.uniform(0, 6), rng.uniform(0.12, 0.95)
+    hue, value = rng.uniform(0, 6), rng.uniform(0.2, 0.95)
     saturation = rng.choice([rng.uniform(0, 0.2), rng.uniform(0.1, 0.6), rng.uniform(0.5, 1)])
     ramp = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return value * (1 - saturation + saturation * ramp)
 
 
-def random_texture(rng: np.random.Generator, size: float) -> Texture:
-    """A texture for an object of that size, its features a twentieth to a whole of it."""
-    pattern = str(rng.choice(PATTERNS, p=[0.35, 0.12, 0.2, 0.15, 0.18]))
+def random_texture(rng: np.random.Generator, size: float, loud: float) -> Texture:
+    """A texture for an object of that size, its features a twentieth to a whole of it.
+
+    `loud` is the share of textures in several colours; the others are shades of one, as fur, skin, wood and walls are.
+    """
+    pattern = str(rng.choice(PATTERNS, p=[0.38, 0.1, 0.18, 0.14, 0.2]))
     palette = np.stack([_colour(rng) for _ in range(int(rng.integers(2, 5)))])
-    if rng.random() < 0.5:
-        # Shades of one colour, as fur, skin, wood and walls have.
-        palette = np.clip(palette[:1] * rng.uniform(0.4, 1.5, (len(palette), 1)), 0, 1)
-    frequency = motion.log_uniform(rng, 5.0, 45.0) / size
+    if rng.random() >= loud:
+        contrast = rng.uniform(0.1, 0.6)
+        palette = palette[:1] * (1 + contrast * rng.uniform(-1, 1, (len(palette), 1)))
+        palette = np.clip(palette, 0, 1)
+    frequency = motion.log_uniform(rng, 5.0, 60.0) / size
     waves = rng.normal(size=(3, 8))
     waves *= frequency * rng.uniform(0.4, 1.3, 8) / np.linalg.norm(waves, axis=0)
     return Texture(pattern, palette, waves, rng.uniform(0, 2 * np.pi, 8), rng.uniform(0.02, 0.25))

@@ -131,7 +131,7 @@ def _cast(rng: np.random.Generator, u: Array, family: str) -> list[Body]:
 
 def _subject(rng: np.random.Generator, bodies: list[Body]) -> tuple[Array, float]:
     """What the camera is about: the middle over time of the main body, or of all, and how much to frame."""
-    watched = bodies[:1] if rng.random() < 0.6 else bodies
+    watched = bodies[:1] if rng.random() < 0.7 else bodies
     vertices_TV3 = np.concatenate([body.vertices for body in watched], 1)
     middle_T3 = vertices_TV3.mean(1)
     radius = float(
@@ -164,7 +164,7 @@ def _assembled(
         faces.append(body.faces + start)
         start += len(body.rest)
         smooth.append(body.smooth)
-        textures.append(random_texture(rng, float(np.ptp(body.rest, axis=0).max())))
+        textures.append(random_texture(rng, float(np.ptp(body.rest, axis=0).max()), 0.6))
     for prop in props:
         still = prop.mesh.vertices
         vertices.append(np.broadcast_to(still, (num_frames, *still.shape)))
@@ -176,7 +176,7 @@ def _assembled(
         smooth.append(prop.smooth)
         # The pattern of a floor or wall is as fine as the bodies', however far it reaches.
         extent = min(float(np.ptp(still, axis=0).max()), 4 * radius)
-        textures.append(random_texture(rng, extent))
+        textures.append(random_texture(rng, extent, 0.25))
     owner = np.repeat(np.arange(len(faces)), [len(f) for f in faces])
     light = random_light(rng)
 
