@@ -1,8 +1,8 @@
 r"""The cloth-like family: sheets that wave, hang, fold, are lifted at a corner, billow and cover things.
 
-A sheet is a map (a, b) ∈ [−1/2, 1/2]² → R³ at every u, in closed form: no simulation. Folding is exactly isometric (the sheet
-rolls over a cylinder that moves); the others keep lengths approximately, by shortening x by the wave's mean square slope:
-arc length over a wave of slope A k cos(·) is 1 + A²k²/4 (leading order).
+A sheet is a map (a, b) ∈ [−1/2, 1/2]² → R³ at every u, in closed form: no simulation. Folding
+is exactly isometric (the sheet rolls over a cylinder that moves); the others keep lengths approximately, by shortening x by
+the wave's mean square slope: arc length over a wave of slope A k cos(·) is 1 + A²k²/4 (leading order).
 Shape letters:  T frames   V vertices.
 """
 
@@ -143,6 +143,11 @@ def cloth(rng: np.random.Generator, u: Float[Array, "T"], num_vertices: int) -> 
     columns = int(np.clip(num_vertices / rows, 8, 28))
     mesh = shapes.sheet(rows, columns)
     a, b = mesh.vertices[:, 0], mesh.vertices[:, 1]
+    if rng.random() < 0.4:
+        # Not every sheet is a rectangle: trapezia, triangles, bowed outlines.
+        taper, bow = rng.uniform(-0.9, 0.9), rng.uniform(-0.3, 0.8)
+        b = b * (1 + taper * a) * (1 - bow * (2 * a) ** 2)
+        b = 0.5 * b / np.abs(b).max()
     kind = rng.choice(list(_MAKERS), p=[0.22, 0.18, 0.2, 0.14, 0.14, 0.12])
     strength = motion.log_uniform(rng, 0.25, 1.4)
     size = np.array([aspect**0.5, aspect**-0.5])

@@ -1,6 +1,7 @@
 r"""The elastic family: soft solids that squash, bend, twist, breathe, quiver and are poked.
 
-Deformations act on rest positions one after the other, each a closed form in x (rest, unit size) and a smooth signal in u:
+Deformations act on rest positions one after the other, each a closed form in the position x and
+a smooth signal in u:
 
     squash    z ← s z, (x, y) ← s^(-1/2) (x, y): volume is kept
     twist     rotation of (x, y) by τ z (Barr 1984)

@@ -36,8 +36,8 @@ class World:
 
     points: each instant's own camera frame, OpenCV axes, median anchor depth 1. visible: seen in that frame.
     moving: moves in the world frame. extrinsics: world → camera with world = camera 0, in the same units.
-    intrinsics: (fx, fy, cx, cy) px. size: (H, W) px. u: clip time. `compose(scene_seed, num_frames=T, family=family)` is the
-    scene that was observed; `seed` is what `generate` was called with.
+    intrinsics: (fx, fy, cx, cy) px. size: (H, W) px. u: clip time. `seed` is what `generate` was called with;
+    `compose(scene_seed, num_frames=T, family=family)` is the scene that was observed.
     """
 
     points: Float32[Array, "N T 3"]

@@ -1,8 +1,8 @@
 r"""Images of a scene, by the same ray caster that tells the truth about it.
 
-A pixel is the mean of s × s rays. Its linear shade is ambient + strength · max(0, n·l) · lit, n the (interpolated) normal
-towards the viewer, l towards the light, lit = 0 in a cast shadow. Textures are sRGB, so they are multiplied by shade^(1/2.2).
-What no ray meets is sky.
+A pixel is the mean of s × s rays. Its linear shade is ambient + strength · max(0, n·l) · lit, n the (interpolated)
+normal towards the viewer, l towards the light, lit = 0 in a cast shadow. Textures are sRGB, so they are multiplied by
+shade^(1/2.2). What no ray meets is sky.
 Shape letters:  F frames   R rays   V vertices.
 """
 

@@ -73,7 +73,8 @@ class Light:
 def _colour(rng: np.random.Generator) -> Array:
     """Mostly muted colours, some vivid, some grey: hue, saturation, value to RGB."""
     hue, value = rng.uniform(0, 6), rng.uniform(0.2, 0.95)
-    saturation = rng.choice([rng.uniform(0, 0.2), rng.uniform(0.1, 0.6), rng.uniform(0.5, 1)])
+    ranges = [rng.uniform(0, 0.2), rng.uniform(0.1, 0.6), rng.uniform(0.5, 1)]
+    saturation = rng.choice(ranges, p=[0.4, 0.45, 0.15])
     ramp = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
     return value * (1 - saturation + saturation * ramp)
 
