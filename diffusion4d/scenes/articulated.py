@@ -220,7 +220,7 @@ def _quadruped(
         pitch = pitch - 0.4 * crouch
     look = motion.gesture(rng, u, 2.0, 6).reshape(-1, 2, 3)
     angles_TJ3[:, [at("neck"), at("head")]] += energy * np.array([0.15, 0.35, 0.5]) * look
-    wag_T = rng.uniform(0, 0.6) * np.sin(motion.phase(rng, u, motion.log_uniform(rng, 0.3, 3)))
+    wag_T = rng.uniform(0, 0.6) * np.sin(motion.phase(rng, u, motion.log_uniform(rng, 0.3, 3.0)))
     angles_TJ3[:, at("tail 0"), 2] += wag_T
     angles_TJ3[:, at("tail 1"), 2] += 1.3 * wag_T
     pitch_T3 = np.stack([0 * pitch, pitch, 0 * pitch], -1)

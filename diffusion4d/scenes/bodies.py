@@ -70,7 +70,7 @@ def _rolling_shape(rng: np.random.Generator, num_vertices: int) -> shapes.Mesh:
     return shapes.Mesh(can.vertices[:, [0, 2, 1]] * [1, width, 1], can.faces[:, ::-1])
 
 
-def _roll(rng: np.random.Generator, u: Array, speed: float, mesh: shapes.Mesh) -> Route:
+def rolling(rng: np.random.Generator, u: Array, speed: float, mesh: shapes.Mesh) -> Route:
     """Rolling without slipping: the angle is the distance over the radius; friction may slow it down."""
     radius = 0.5 * np.ptp(mesh.vertices[:, 2])
     slowing = rng.choice([0.0, rng.uniform(0.3, 0.5)])
@@ -150,7 +150,7 @@ def _float(rng: np.random.Generator, u: Array, speed: float, mesh: shapes.Mesh) 
 
 _ROUTES = {
     "slide": _slide,
-    "roll": _roll,
+    "roll": rolling,
     "tumble": _tumble,
     "throw": _throw,
     "push": _push,

@@ -1,7 +1,7 @@
 r"""The cloth-like family: sheets that wave, hang, fold, are lifted at a corner, billow and cover things.
 
 A sheet is a map (a, b) ∈ [−1/2, 1/2]² → R³ at every u, in closed form: no simulation. Folding
-is exactly isometric (the sheet rolls over a cylinder that moves); the others keep lengths approximately, by shortening x by
+is exactly isometric (the sheet rolls over a moving cylinder); the others keep lengths approximately, by shortening x by
 the wave's mean square slope: arc length over a wave of slope A k cos(·) is 1 + A²k²/4 (leading order).
 Shape letters:  T frames   V vertices.
 """

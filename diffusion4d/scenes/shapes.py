@@ -93,7 +93,7 @@ def torus(rows: int, columns: int, thickness: float) -> Mesh:
     )
     distance = 0.5 - thickness + thickness * np.cos(minor)
     vertices = np.stack(
-        [distance * np.cos(major), distance * np.sin(major), thickness * np.sin(minor)], -1
+        [distance * np.cos(major), -distance * np.sin(major), thickness * np.sin(minor)], -1
     )
     return Mesh(vertices.reshape(-1, 3), grid_faces(rows, columns, closed=True))
 

@@ -29,25 +29,27 @@ class Texture:
 
     def colour(self, rest_P3: Float[Array, "P 3"]) -> Float[Array, "P 3"]:
         """Colour at rest positions."""
-        fine_P = np.sin(rest_P3 @ self.waves + self.phases)
-        noise_P = 0.5 + 0.5 * np.tanh(0.9 * fine_P[:, :4].sum(-1))
+        waves, phases = self.waves.astype(rest_P3.dtype), self.phases.astype(rest_P3.dtype)
+
+        def wave(first: int, last: int) -> Array:
+            return np.sin(rest_P3 @ waves[:, first:last] + phases[first:last])
+
+        def lattice(wobble: Array | float) -> Array:
+            """Three waves along axes made orthogonal: cells in space, tilted anyhow."""
+            axes = np.linalg.qr(waves[:, :3])[0] * np.linalg.norm(waves[:, 0])
+            return np.sin(rest_P3 @ axes + phases[:3] + wobble)
+
         if self.pattern == "noise":
-            field = noise_P
+            field = 0.5 + 0.5 * np.tanh(0.9 * wave(0, 4).sum(-1))
         elif self.pattern == "checker":
-            # Products of signs along three of the waves made orthogonal: a tilted chessboard in space.
-            axes = np.linalg.qr(self.waves[:, :3])[0] * np.linalg.norm(self.waves[:, 0])
-            field = 0.5 + 0.5 * np.sign(np.sin(rest_P3 @ axes + self.phases[:3])).prod(-1)
+            field = 0.5 + 0.5 * np.sign(lattice(0.0)).prod(-1)
         elif self.pattern == "stripes":
-            wobble = 0.6 * fine_P[:, 1]
-            field = 0.5 + 0.5 * np.tanh(
-                3 * np.sin(rest_P3 @ self.waves[:, 0] + self.phases[0] + wobble)
-            )
+            bent = rest_P3 @ waves[:, 0] + phases[0] + 0.6 * wave(1, 2)[:, 0]
+            field = 0.5 + 0.5 * np.tanh(3 * np.sin(bent))
         elif self.pattern == "spots":
-            axes = np.linalg.qr(self.waves[:, :3])[0] * np.linalg.norm(self.waves[:, 0])
-            cell = np.sin(rest_P3 @ axes + self.phases[:3] + 0.5 * fine_P[:, 3:6]).sum(-1)
-            field = 0.5 + 0.5 * np.tanh(4 * (cell - 0.9))
+            field = 0.5 + 0.5 * np.tanh(4 * (lattice(0.5 * wave(3, 6)).sum(-1) - 0.9))
         elif self.pattern == "plain":
-            field = 0.15 * noise_P
+            field = 0.075 + 0.075 * np.tanh(0.9 * wave(0, 4).sum(-1))
         else:
             raise ValueError(f"need a pattern of {PATTERNS}, got {self.pattern!r}")
         scaled = field * (len(self.palette) - 1)
@@ -55,7 +57,7 @@ class Texture:
         share = (scaled - low)[:, None]
         colour = (1 - share) * self.palette[low] + share * self.palette[low + 1]
         # A finer, weaker noise over everything: hardly anything real is perfectly plain.
-        grain = np.sin(2.7 * rest_P3 @ self.waves[:, 4:] + self.phases[4:]).sum(-1)
+        grain = np.sin(2.7 * rest_P3 @ waves[:, 4:] + phases[4:]).sum(-1)
         return np.clip(colour * (1 + self.grain * 0.25 * grain)[:, None], 0, 1)
 
 
