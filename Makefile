@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup test check clean
+.PHONY: help demo setup test check clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -17,10 +17,20 @@ DEVELOP := .venv/.ready-develop
 SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 
 help:
+	@echo "make demo     sample 16 motions from a rendered clip, or from VIDEO=clip.mp4, into out/demo"
 	@echo "make test     set up, lint, check types and imports, run every test"
 	@echo "make check    ruff, pyright, import-linter"
 	@echo "make setup    only set up .venv for development"
 	@echo "make clean    remove .venv and everything that was generated"
+
+# The world is one of those that the packaged model was not trained on.
+demo: $(RUN)
+ifeq ($(VIDEO),)
+	$(BIN)/python -m diffusion4d.scenes out/demo/clip.mp4 --seed 2147483648
+	$(BIN)/diffusion4d sample out/demo/clip.mp4 -k 16 -o out/demo
+else
+	$(BIN)/diffusion4d sample "$(VIDEO)" -k 16 -o out/demo
+endif
 
 setup: $(DEVELOP)
 

@@ -9,17 +9,38 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusion4d.clip import Clip, read_clip
+    from diffusion4d.dit import TrajectoryDiT
+    from diffusion4d.errors import UserError
     from diffusion4d.hypotheses import Hypotheses
+    from diffusion4d.pipeline import Diffusion4DPipeline
     from diffusion4d.splines import BSpline
+    from diffusion4d.tracking import Tracks
 
     __version__: str
 
 _HOME = {
     "BSpline": "diffusion4d.splines",
+    "Clip": "diffusion4d.clip",
+    "Diffusion4DPipeline": "diffusion4d.pipeline",
     "Hypotheses": "diffusion4d.hypotheses",
+    "Tracks": "diffusion4d.tracking",
+    "TrajectoryDiT": "diffusion4d.dit",
+    "UserError": "diffusion4d.errors",
+    "read_clip": "diffusion4d.clip",
 }
 
-__all__ = ["BSpline", "Hypotheses", "__version__"]
+__all__ = [
+    "BSpline",
+    "Clip",
+    "Diffusion4DPipeline",
+    "Hypotheses",
+    "Tracks",
+    "TrajectoryDiT",
+    "UserError",
+    "__version__",
+    "read_clip",
+]
 
 
 def _check_distribution(name: str) -> ModuleType:

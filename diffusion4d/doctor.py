@@ -96,6 +96,15 @@ def run() -> Report:
     )
 
 
+def main() -> int:
+    """Print the report; returns the exit status."""
+    from rich.console import Console
+
+    report = run()
+    Console().print(report)
+    return report.exit_status
+
+
 def _machine() -> Iterator[Check]:
     yield Check("Python", f"{platform.python_version()} at {sys.executable}")
     try:

@@ -26,7 +26,6 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "cv2", "av", "matpl
 
 # Distributions that the code uses without importing them by name.
 IMPORTED_BY_OTHERS = {
-    "embreex": "trimesh's ray caster picks it up",
     "tensorboard": "torch.utils.tensorboard writes with it",
     "xformers": "diffusers' attention dispatcher calls it",
 }
