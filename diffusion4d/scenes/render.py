@@ -105,7 +105,7 @@ def _picture(
         lit_R[facing[world.first_hits(at_R3[facing] + lift, towards).face >= 0]] = 0
     # The sky lights what faces up more than what faces down.
     ambient_R = (1 - scene.light.strength) * (0.75 + 0.25 * normal_R3[:, 2])
-    shade_R = 1.15 * ambient_R + 1.25 * scene.light.strength * lit_R
+    shade_R = 1.3 * ambient_R + 1.25 * scene.light.strength * lit_R
     colour_R3[met] = albedo(scene, hit.face, hit.barycentric) * shade_R[:, None] ** (1 / 2.2)
     picture = np.clip(colour_R3, 0, 1).reshape(height, samples, width, samples, 3)
     return picture.mean((1, 3)).transpose(2, 0, 1)

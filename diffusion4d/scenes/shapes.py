@@ -109,10 +109,11 @@ def capsule(tip: Float[Array, "3"], radii: Float[Array, "3"], flatness: float, s
     across /= np.linalg.norm(across)
     second = np.cross(across, along)
     start, middle, end = radii
+    # The rings next to the tips lie on the spheres that cap the limb: 0.6² + 0.8² = 1.
     stations = np.array(
-        [-0.7 * start, 0.08 * length, 0.45 * length, 0.95 * length, length + 0.5 * end]
+        [-0.6 * start, 0.1 * length, 0.45 * length, 0.9 * length, length + 0.6 * end]
     )
-    profile = np.array([0.55 * start, start, middle, end, 0.6 * end])
+    profile = np.array([0.8 * start, start, middle, end, 0.8 * end])
     angle = np.arange(sides) * 2 * np.pi / sides
     ring = np.cos(angle)[:, None] * across - flatness * np.sin(angle)[:, None] * second
     rings = stations[:, None, None] * along + profile[:, None, None] * ring

@@ -15,6 +15,9 @@ from diffusion4d.scenes import motion
 
 Array = np.ndarray
 PATTERNS = ("noise", "checker", "stripes", "spots", "plain")
+Odds = tuple[float, float, float, float, float]
+ON_BODIES: Odds = (0.4, 0.1, 0.16, 0.14, 0.2)
+BEHIND: Odds = (0.5, 0.07, 0.09, 0.05, 0.29)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Texture:
             return np.sin(rest_P3 @ axes + phases[:3] + wobble)
 
         if self.pattern == "noise":
-            field = 0.5 + 0.5 * np.tanh(0.9 * wave(0, 4).sum(-1))
+            # Amplitude goes with the inverse of frequency, roughly as in nature.
+            fractal = wave(0, 5).sum(-1) + wave(5, 8) @ np.array([0.7, 0.5, 0.35], waves.dtype)
+            field = 0.5 + 0.5 * np.tanh(0.7 * fractal)
         elif self.pattern == "checker":
             field = 0.5 + 0.5 * np.sign(lattice(0.0)).prod(-1)
         elif self.pattern == "stripes":
@@ -57,7 +62,7 @@ class Texture:
         share = (scaled - low)[:, None]
         colour = (1 - share) * self.palette[low] + share * self.palette[low + 1]
         # A finer, weaker noise over everything: hardly anything real is perfectly plain.
-        grain = np.sin(2.7 * rest_P3 @ waves[:, 4:] + phases[4:]).sum(-1)
+        grain = np.sin(1.3 * rest_P3 @ waves[:, 4:] + phases[4:]).sum(-1)
         return np.clip(colour * (1 + self.grain * 0.25 * grain)[:, None], 0, 1)
 
 
@@ -81,12 +86,13 @@ def _colour(rng: np.random.Generator) -> Array:
     return value * (1 - saturation + saturation * ramp)
 
 
-def random_texture(rng: np.random.Generator, size: float, loud: float) -> Texture:
+def random_texture(rng: np.random.Generator, size: float, loud: float, odds: Odds) -> Texture:
     """A texture for an object of that size, its features a twentieth to a whole of it.
 
-    `loud` is the share of textures in several colours; the others are shades of one, as fur, skin, wood and walls are.
+    `odds` are those of PATTERNS; `loud` is the share of textures in several colours, the others being shades of
+    one, as fur, skin, wood and walls are.
     """
-    pattern = str(rng.choice(PATTERNS, p=[0.38, 0.1, 0.18, 0.14, 0.2]))
+    pattern = str(rng.choice(PATTERNS, p=odds))
     palette = np.stack([_colour(rng) for _ in range(int(rng.integers(2, 5)))])
     if rng.random() >= loud:
         contrast = rng.uniform(0.1, 0.6)
@@ -94,7 +100,9 @@ def random_texture(rng: np.random.Generator, size: float, loud: float) -> Textur
         palette = np.clip(palette, 0, 1)
     frequency = motion.log_uniform(rng, 5.0, 60.0) / size
     waves = rng.normal(size=(3, 8))
-    waves *= frequency * rng.uniform(0.4, 1.3, 8) / np.linalg.norm(waves, axis=0)
+    # Waves 0–3 are coarse, and set how large cells and stripes are; 4–7 go up by octaves.
+    octave = np.array([0.5, 0.7, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0])
+    waves *= frequency * octave * rng.uniform(0.7, 1.3, 8) / np.linalg.norm(waves, axis=0)
     return Texture(pattern, palette, waves, rng.uniform(0, 2 * np.pi, 8), rng.uniform(0.02, 0.25))
 
 

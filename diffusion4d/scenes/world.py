@@ -20,7 +20,7 @@ from diffusion4d.scenes.elastic import elastic
 from diffusion4d.scenes.observe import UnobservableError, World, observe
 from diffusion4d.scenes.scene import Scene
 from diffusion4d.scenes.scenery import Prop, Stage, random_scenery, random_setting
-from diffusion4d.scenes.textures import random_light, random_texture
+from diffusion4d.scenes.textures import BEHIND, ON_BODIES, random_light, random_texture
 
 Array = np.ndarray
 FAMILIES = ("rigid", "articulated", "elastic", "cloth")
@@ -163,7 +163,7 @@ def _assembled(
         faces.append(body.faces + start)
         start += len(body.rest)
         smooth.append(body.smooth)
-        textures.append(random_texture(rng, float(np.ptp(body.rest, axis=0).max()), 0.6))
+        textures.append(random_texture(rng, float(np.ptp(body.rest, axis=0).max()), 0.6, ON_BODIES))
     for prop in props:
         still = prop.mesh.vertices
         vertices.append(np.broadcast_to(still, (len(u), *still.shape)))
@@ -174,7 +174,7 @@ def _assembled(
         start += len(still)
         smooth.append(prop.smooth)
         extent = min(float(np.ptp(still, axis=0).max()), 2.5 * largest)
-        textures.append(random_texture(rng, extent, 0.25))
+        textures.append(random_texture(rng, extent, 0.2, BEHIND))
     owner = np.repeat(np.arange(len(faces)), [len(f) for f in faces])
     return Scene(
         vertices=np.concatenate(vertices, 1).astype(np.float32),
