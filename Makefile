@@ -34,8 +34,12 @@ endif
 
 setup: $(DEVELOP)
 
+# The tests run on what a user gets: the wheel, installed beside the checkout. While developing,
+# .venv/bin/pytest runs them on the checkout itself.
 test: check
-	$(BIN)/pytest
+	rm -rf build
+	$(PIP) install --quiet --no-deps --no-build-isolation --target build/installed .
+	PYTHONPATH="$(CURDIR)/build/installed" $(BIN)/pytest
 
 check: $(DEVELOP)
 	$(BIN)/ruff check .
