@@ -108,13 +108,15 @@ def test_limbs_keep_their_shape_and_hang_together() -> None:
     forearm = Limb("b", 0, np.array([0, 0, 1.0]), np.array([0, 0, 0.5]), np.full(3, 0.1))
     upper = Limb("a", -1, np.zeros(3), np.array([0, 0, 1.0]), np.full(3, 0.1))
     angles = np.zeros((1, 2, 3))
-    angles[0, 0, 1], angles[0, 1, 1] = np.pi / 2, -np.pi / 2
+    angles[0, 0, 1], angles[0, 1, 0] = np.pi / 2, np.pi / 2
     turn, place = np.eye(3)[None], np.array([[0.0, 0, 3.0]])
     vertices, _, rest, part = articulated.posed(
         Skeleton("arm", (upper, forearm)), angles, turn, place, 6
     )
-    # Up turned by +90° about y lies along x; the elbow turns the forearm up again.
-    expected = rest[part == 1] + np.array([1.0, 0, 2.0])
+    # +90° about y takes the elbow from above the shoulder to its front: (x, y, z) → (z, y, −x). The forearm turns by
+    # +90° about its own x first, (x, y, z) → (x, −z, y), and is carried along.
+    x, y, z = (rest[part == 1] - [0, 0, 1]).T
+    expected = np.stack([y, -z, -x], -1) + np.array([1.0, 0, 3.0])
     np.testing.assert_allclose(vertices[0, part == 1], expected, atol=1e-12)
 
     for seed in range(25):
@@ -142,6 +144,9 @@ def test_deformations_keep_what_they_promise() -> None:
     bent = elastic.bend(axis, np.array([2.0]))[0]
     np.testing.assert_allclose(np.linalg.norm(np.diff(bent, axis=0), axis=-1).sum(), 1, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(bent - [0.5, 0, 0], axis=-1), 0.5, atol=1e-12)
+    # Sections stay normal to the axis, so what lay 0.1 inside the curve is 0.1 nearer to its centre.
+    bent = elastic.bend(axis + np.array([0.1, 0, 0]), np.array([2.0]))[0]
+    np.testing.assert_allclose(np.linalg.norm(bent - [0.5, 0, 0], axis=-1), 0.4, atol=1e-12)
     np.testing.assert_array_equal(elastic.bend(x, np.zeros(1)), x)
 
 

@@ -1,9 +1,8 @@
 r"""Exact truth: what a perfect tracker with perfect depth would say of a scene.
 
 Query points are first hits of random rays of the anchor frame, so they are seen there. A point is carried by the
-barycentric weights of its triangle. It is visible when it lies in front of the camera and inside the image, and the ray
-towards it meets nothing before it: the first hit is on its own triangle, or no more than a share EPSILON of
-the distance before the point.
+barycentric weights of its triangle. It is visible when it lies in front of the camera and inside the image, and the
+ray towards it meets no surface before it: the first hit is at least 1 − EPSILON of the way (its own surface is at 1).
 Scale: lengths are divided by the median depth of the anchor frame's points.
 Shape letters:  N points   T frames   V vertices   F triangles.
 """
@@ -60,9 +59,6 @@ class _Attached:
     face: Array
     barycentric: Array
 
-    def take(self, index: Array) -> "_Attached":
-        return _Attached(self.face[index], self.barycentric[index])
-
 
 def pixel_rays(
     scene: Scene, frame: int, pixels_R2: Float[Array, "R 2"]
@@ -108,9 +104,9 @@ def observe(scene: Scene, num_points: int, rng: np.random.Generator) -> World:
         )
     chosen = np.concatenate([on_bodies[: num_points - num_ground], on_ground[:num_ground]])
     chosen = rng.permutation(chosen)
-    queries, world_NT3, camera_NT3 = queries.take(chosen), world_NT3[chosen], camera_NT3[chosen]
+    world_NT3, camera_NT3 = world_NT3[chosen], camera_NT3[chosen]
 
-    visible_NT = _visible(scene, static, moving_casters, queries, world_NT3, camera_NT3)
+    visible_NT = _visible(scene, static, moving_casters, world_NT3, camera_NT3)
     scale = float(np.median(camera_NT3[:, 0, 2]))
     travelled_N = np.linalg.norm(world_NT3 - world_NT3[:, :1], axis=-1).max(1)
     extrinsics = scene.extrinsics @ np.linalg.inv(scene.extrinsics[0])
@@ -174,7 +170,6 @@ def _visible(
     scene: Scene,
     static: Caster,
     dynamic: list[Caster],
-    queries: _Attached,
     world_NT3: Float[Array, "N T 3"],
     camera_NT3: Float[Array, "N T 3"],
 ) -> Bool[Array, "N T"]:
@@ -185,24 +180,18 @@ def _visible(
     inside_NT &= camera_NT3[..., 2] > 0
     rotation_T33, shift_T3 = scene.extrinsics[:, :3, :3], scene.extrinsics[:, :3, 3]
     eyes_T3 = -np.einsum("tji,tj->ti", rotation_T33, shift_T3)
-    own_static = np.cumsum(scene.is_static) - 1
-    own_dynamic = np.cumsum(~scene.is_static) - 1
-    on_static_N = scene.is_static[queries.face]
     visible_NT = inside_NT.copy()
 
-    def clear(caster: Caster, own_face: Array, origins: Array, towards: Array) -> Array:
-        hits = caster.first_hits(origins, towards - origins)
-        return (hits.face == own_face) | (hits.distance > 1 - EPSILON)
+    def clear(caster: Caster, origins: Array, towards: Array) -> Array:
+        return caster.first_hits(origins, towards - origins).distance > 1 - EPSILON
 
     # What stands still is one mesh for all frames.
     n, t = np.nonzero(visible_NT)
-    own_N = np.where(on_static_N, own_static[queries.face], -2)
-    visible_NT[n, t] = clear(static, own_N[n], eyes_T3[t], world_NT3[n, t])
-    own_N = np.where(on_static_N, -2, own_dynamic[queries.face])
+    visible_NT[n, t] = clear(static, eyes_T3[t], world_NT3[n, t])
     for frame, caster in enumerate(dynamic):
         n = np.flatnonzero(visible_NT[:, frame])
         origins = np.repeat(eyes_T3[frame][None], len(n), 0)
-        visible_NT[n, frame] = clear(caster, own_N[n], origins, world_NT3[n, frame])
+        visible_NT[n, frame] = clear(caster, origins, world_NT3[n, frame])
     # Queries are first hits of frame 0 by construction; rounding on an edge must not deny it.
     visible_NT[:, 0] = True
     return visible_NT
