@@ -144,8 +144,9 @@ def ground_path(
     """
     pace_T = u.copy()
     if rng.random() < 0.4:
-        pace_T = random_transition(rng, u)
-        pace_T = 0.3 * u + 0.7 * pace_T
+        # Setting off or stopping, slowly enough that a gait that keeps step with the ground stays within its bandwidth.
+        start = rng.uniform(-0.5, 0.3)
+        pace_T = 0.4 * u + 0.6 * transition(u, start, start + rng.uniform(0.7, 1.4))
     heading_T = rng.uniform(0, 2 * np.pi) + turn * (0.6 * (pace_T - 0.5) + 0.4 * pace_T**2)
     distance_T = travel * pace_T
     middle = 0.5 * (heading_T[1:] + heading_T[:-1])
