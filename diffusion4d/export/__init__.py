@@ -103,10 +103,8 @@ def write_all(
 def clock(hypotheses: Hypotheses, clip: Clip | None) -> Float[np.ndarray, "T"]:
     """When each frame is shown, in s: the clip's own, or u over `ASSUMED_RATE` frames a second."""
     if clip is not None:
-        seconds = clip.seconds.double().numpy()
-    else:
-        seconds = hypotheses.times.numpy() * (hypotheses.num_frames - 1) / ASSUMED_RATE
-    return seconds
+        return clip.seconds.numpy()
+    return hypotheses.times.numpy() * (hypotheses.num_frames - 1) / ASSUMED_RATE
 
 
 def require_writable(out_dir: str | os.PathLike[str]) -> None:
@@ -128,12 +126,14 @@ def _staged(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     try:
         for parent in [*reversed(folder.absolute().parents), folder.absolute()]:
             if not parent.is_dir():
+                if parent.exists():
+                    raise _error(errno.ENOTDIR, parent)
                 parent.mkdir()
                 made.append(parent)
         stage = Path(tempfile.mkdtemp(prefix=".diffusion4d-", dir=folder))
         for name in FILES:
             if (folder / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), folder / name)
+                raise _error(errno.EISDIR, folder / name)
         yield stage
         for path in sorted(stage.iterdir()):
             path.replace(folder / path.name)
@@ -146,6 +146,10 @@ def _staged(folder: Path, *, keep: bool = True) -> Iterator[Path]:
         for parent in () if done else reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+def _error(number: int, path: Path) -> OSError:
+    return OSError(number, f"{path}: {os.strerror(number)}")
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def _ground(clip: Clip | None, t: int, height: int, width: int) -> np.ndarray:
 
 
 def _segments(
-    canvas: np.ndarray, ends_N22: np.ndarray, colour: Sequence[float] | np.ndarray, width: int
+    canvas: np.ndarray, ends_N22: np.ndarray, colour: Sequence[int] | np.ndarray, width: int
 ) -> None:
     """Lines between two positions of every point, on a premultiplied RGBA canvas."""
     import cv2
@@ -168,7 +168,7 @@ def _dots(
     image: np.ndarray,
     centres_N2: np.ndarray,
     radius: float,
-    colour: Sequence[float] | np.ndarray,
+    colour: Sequence[int] | np.ndarray,
     width: int = -1,
 ) -> None:
     """Circles, filled unless a line width is given."""

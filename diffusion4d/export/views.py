@@ -85,7 +85,9 @@ class Scene:
         return np.concatenate([rays, np.ones((4, 1))], -1)
 
 
-def _lines(axes: "Axes", lines: Any, colour: Any, width: float, alpha: float, order: float) -> None:
+def _lines(
+    axes: "Axes", lines: Any, colour: Any, width: float, alpha: float, order: float | int
+) -> None:
     from matplotlib.collections import LineCollection
 
     axes.add_collection(
