@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d import cameras, splines
+from priors.tokens import TokenGrid
 
 RIDGE = 3e-3
 QUERY_WEIGHT = 0.01
@@ -40,6 +41,27 @@ class Tokens:
     values: Float[Tensor, "B F L C"]
     positions: Float[Tensor, "B F L 3"]
     at_points: Float[Tensor, "B N C"]
+
+    @classmethod
+    def of_clip(
+        cls,
+        grid: TokenGrid,
+        tracks: Float[Tensor, "N F 2"],
+        visibility: Float[Tensor, "N F"],
+        intrinsics: Float[Tensor, "4"],
+    ) -> "Tokens":
+        """Tokens of one clip (B = 1), with tracks (px of the grid's frames) and visibility at its key frames."""
+        weight = visibility / visibility.sum(-1, keepdim=True).clamp_min(1e-6)
+        at_points = torch.einsum("nf,nfc->nc", weight, grid.sample(tracks))
+        (h, w), (H, W) = grid.grid, grid.size
+        rows, columns = torch.meshgrid(
+            (torch.arange(h) + 0.5) * H / h, (torch.arange(w) + 0.5) * W / w, indexing="ij"
+        )
+        centres = cameras.normalise(torch.stack([columns, rows], -1).flatten(0, 1), intrinsics)
+        F, L = grid.values.shape[:2]
+        u = grid.u.to(centres)[:, None, None].expand(F, L, 1)
+        positions = torch.cat([centres[None].expand(F, L, 2), u], -1)
+        return cls(grid.values[None], positions[None], at_points[None])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,10 @@ r"""Proper scores of sampled trajectories, and what is reported beside them.
 
 Everything is in the unit of its arguments, without any alignment. A subset is a mask over (point, frame).
 
-    ES   = 1/K sum_k |x^k - x|  -  1 / 2K(K-1) sum_{k != l} |x^k - x^l|      fair energy score (Gneiting & Raftery 2007;
-                                                                             fair form: Ferro 2014)
+    ES   = 1/K sum_k |x^k - x|  -  1 / 2K(K-1) sum_{k != l} |x^k - x^l|
     CRPS = the same for one number
 
-with |.| the root mean square over the chosen (n, t). One sample is a deterministic answer: its energy score is its error.
+(Gneiting & Raftery 2007; the fair form, unbiased in K: Ferro 2014) with |.| the root mean square over the chosen (n, t). One sample is a deterministic answer: its energy score is its error.
 
 Shape letters:  K samples   N points   T frames   Q levels.
 """
@@ -39,7 +38,10 @@ def energy_score(
         return error
     first, second = _pairs(len(samples))
     # Pair by pair: all pairs at once would be K^2 times the size of a scene.
-    apart = [_masked_mean(_squared(samples[i], samples[j]), mask).sqrt() for i, j in zip(first, second, strict=True)]
+    apart = [
+        _masked_mean(_squared(samples[i], samples[j]), mask).sqrt()
+        for i, j in zip(first, second, strict=True)
+    ]
     return error - torch.stack(apart).mean() / 2
 
 
@@ -57,7 +59,9 @@ def point_energy_score(
     if len(samples) == 1:
         return error
     first, second = _pairs(len(samples))
-    apart = [rms(_squared(samples[i], samples[j])).mean() for i, j in zip(first, second, strict=True)]
+    apart = [
+        rms(_squared(samples[i], samples[j])).mean() for i, j in zip(first, second, strict=True)
+    ]
     return error - torch.stack(apart).mean() / 2
 
 
@@ -124,9 +128,7 @@ def covered(
     return (quantile(tail) <= truth) & (truth <= quantile(1 - tail))
 
 
-def rank_of_truth(
-    samples: Float[Tensor, "K *shape"], truth: Float[Tensor, "*shape"]
-) -> Tensor:
+def rank_of_truth(samples: Float[Tensor, "K *shape"], truth: Float[Tensor, "*shape"]) -> Tensor:
     """How many samples lie below the truth, 0 .. K; uniform for a calibrated ensemble (Talagrand)."""
     return (samples < truth).sum(0)
 

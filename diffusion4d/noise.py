@@ -5,7 +5,8 @@ gives them away first: with N M independent numbers the mean over a scene is kno
 single point is still lost in noise, so a few-step sampler settles the shared modes in its first step, at their mean.
 So noise is drawn with the covariance of what is diffused,
 
-    Cov[eps] = C (x) S,    C = a 11^T + b G + (1 - a - b) I,    G_ij = exp(-|q_i - q_j|^2 / 2 l^2 - |m_i - m_j|^2 / 2 k^2),
+    Cov[eps] = C (x) S,    C = a 11^T + b G + (1 - a - b) I,
+    G_ij = exp(-|q_i - q_j|^2 / 2 l^2 - |m_i - m_j|^2 / 2 k^2),
 
 separately for image-plane offsets and for depth. q is a point's place in the anchor frame, m its observed motion, S the
 covariance over the M control points. The weights, lengths and S are fitted to residuals by maximum likelihood.
@@ -26,7 +27,7 @@ GROUP_OF_AXIS = (0, 0, 1)
 
 @dataclasses.dataclass(frozen=True)
 class PointNoise:
-    """Covariance of the noise: one entry a group in `shared` (a), `local` (b), `reach` (l), `motion` (k), `over_time` (S)."""
+    """Covariance of the noise; `shared` is a, `local` b, `reach` l, `motion` k, `over_time` S, one a group."""
 
     shared: tuple[float, float]
     local: tuple[float, float]

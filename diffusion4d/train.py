@@ -67,40 +67,55 @@ def calibration_example(config: Train, worlds: Worlds) -> Example:
 
 
 def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> TrajectoryDiT:
-    """A fresh network with its coordinates, and its noise, fitted to the worlds."""
-    example = calibration_example(config, worlds)
-    noise = None
-    if regressor is not None:
-        coordinates = denoiser.coordinates_of(regressor)
-        with torch.no_grad():
-            anchor = denoiser.regress(regressor, example.evidence)
-            residual = anchor.encode(coordinates.encode(example.ctrl, example.evidence))
-        noise = PointNoise.fit(residual, example.evidence)
-    else:
-        coordinates = Coordinates.fit(example.ctrl, example.evidence)
-        if config.objective == "velocity":
-            x = coordinates.encode(example.ctrl, example.evidence)
-            noise = PointNoise.fit(x, example.evidence)
+    """A network with its coordinates and noise, fitted to the worlds or taken over from `start_from`."""
+    given = TrajectoryDiT.from_pretrained(config.start_from) if config.start_from else None
+    goes_on = given is not None and given.config["output"] == config.objective
+    coordinates, noise = (
+        (given.config["coordinates"], given.config["noise"])
+        if goes_on
+        else fit_whitening(config, worlds, regressor)
+    )
     torch.manual_seed(config.seed)
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),
         output=config.objective,
         anchored=regressor is not None,
-        coordinates=dataclasses.asdict(coordinates),
-        noise=None if noise is None else dataclasses.asdict(noise),
+        coordinates=coordinates,
+        noise=noise,
     )
-    if config.start_from is not None:
-        start_from(network, TrajectoryDiT.from_pretrained(config.start_from))
+    if given is not None:
+        copy_what_fits(network, given, with_output=goes_on)
     return network
 
 
-def start_from(network: TrajectoryDiT, other: TrajectoryDiT) -> None:
-    """Copy the weights that both have in the same shape, but not the output layer: it says something else."""
-    own, given = network.state_dict(), other.state_dict()
+def fit_whitening(
+    config: Train, worlds: Worlds, regressor: TrajectoryDiT | None
+) -> tuple[dict, dict | None]:
+    """Coordinates, and for a sampler the covariance of its noise, as they are kept in a configuration."""
+    example = calibration_example(config, worlds)
+    if regressor is None:
+        coordinates = Coordinates.fit(example.ctrl, example.evidence)
+        residual = coordinates.encode(example.ctrl, example.evidence)
+    else:
+        coordinates = denoiser.coordinates_of(regressor)
+        with torch.no_grad():
+            anchor = denoiser.regress(regressor, example.evidence)
+        residual = anchor.encode(coordinates.encode(example.ctrl, example.evidence))
+    fitted = dataclasses.asdict(coordinates)
+    if config.objective != "velocity":
+        return fitted, None
+    return fitted, dataclasses.asdict(PointNoise.fit(residual, example.evidence))
+
+
+def copy_what_fits(network: TrajectoryDiT, given: TrajectoryDiT, *, with_output: bool) -> None:
+    """Copy the weights both have in the same shape; the output layer only where it says the same thing."""
+    own = network.state_dict()
     kept = {
         name: tensor
-        for name, tensor in given.items()
-        if name in own and own[name].shape == tensor.shape and not name.startswith("project_out")
+        for name, tensor in given.state_dict().items()
+        if name in own
+        and own[name].shape == tensor.shape
+        and (with_output or not name.startswith("project_out"))
     }
     network.load_state_dict(kept, strict=False)
 

@@ -10,7 +10,7 @@ Shape letters: K items (hypotheses).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ from torch import Tensor
 
 _INITIAL: Final = 0
 _STEP: Final = 1
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What the loop needs: noise for K items, addressed by step."""
+
+    def initial(self) -> Float[Tensor, "K *shape"]:
+        """The noise at t = 1."""
+        ...
+
+    def at(self, step: int) -> Float[Tensor, "K *shape"]:
+        """The fresh noise of step number `step`, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)

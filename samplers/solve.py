@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from samplers.noise import SeededNoise
+from samplers.noise import Noise
 from samplers.tables import Table
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +25,7 @@ def solve(
     table: Table,
     denoise: Denoise,
     x_1: Float[Tensor, "K *shape"],
-    noise: SeededNoise | None = None,
+    noise: Noise | None = None,
     progress: Progress | None = None,
 ) -> Float[Tensor, "K *shape"]:
     """Carry x_1 along the table's grid; the denoiser is evaluated once a step.

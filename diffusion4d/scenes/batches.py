@@ -3,8 +3,8 @@ r"""Worlds to training examples: symmetries, a tracker's view of them, and the c
 Every batch is a pure function of (worlds, seed), so a run that was killed draws the same batches again.
 
 Symmetries that leave the problem as it was: mirror, rotation about the optical axis, any crop of time, its reversal,
-any subset of the points. Evidence is dropped at random: all tracks but their first frame, or the focal length. Where the
-focal length is withheld a default stands in, and the scene the network must answer with is the one a camera of
+any subset of the points. Evidence is dropped at random: all tracks but their first frame, or the focal length.
+Where the focal length is withheld a default stands in, and the scene the network must answer with is the one a camera of
 that focal length would see: X and Y stretched by the ratio of true to assumed, Z as it was, so that every hypothesis
 still projects onto its tracks.
 
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion4d import cameras, splines
+from diffusion4d.config import Dropout
 from diffusion4d.evidence import Evidence, observe_tracks
 from diffusion4d.scenes.corruption import observe_through_tracker
 from diffusion4d.scenes.pool import Worlds
@@ -27,22 +28,10 @@ CTRL_RIDGE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
-    """How often a kind of evidence is withheld in training."""
-
-    tracks: float = 0.05
-    """Share of clips whose tracks are seen in the anchor frame only."""
-    focal: float = 0.3
-    """Share of clips whose focal length is withheld."""
-    tokens: float = 0.1
-    """Share of batches with images whose tokens are withheld."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Example:
     """A batch of clips with truth.
 
-    ctrl: [B, N, M, 3] control points to be found, camera frame, scene units. points: [B, N, T, 3] the exact trajectories.
+    ctrl: [B, N, M, 3] control points to be found, camera frame, scene units. points: [B, N, T, 3] exact.
     tracks: [B, N, T, 2] px and visibility: [B, N, T], as observed. visible: [B, N, T] true visibility.
     """
 

@@ -16,24 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
+from diffusion4d.config import PoolSpec
 from diffusion4d.scenes.world import generate
 
 HELD_OUT = 2**31
 SHARD = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolSpec:
-    """Which worlds a pool holds."""
-
-    worlds: int = 20_000
-    """Worlds in the pool, rounded up to whole shards of 128."""
-    points: int = 128
-    """Points a world."""
-    frames: int = 32
-    """Frames a world."""
-    first_seed: int = 0
-    """Seed of the first world; held-out worlds start at 2147483648."""
 
 
 @dataclasses.dataclass(frozen=True)

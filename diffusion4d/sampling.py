@@ -1,0 +1,121 @@
+"""From a prepared clip to K sampled sets of control points.
+
+Hypothesis k draws from `seeds[k]` alone, so it is the same whichever others are sampled beside it (to
+rounding: a matrix product of another shape may add in another order). Hypotheses go through the network in
+chunks, so memory does not grow with K.
+
+Shape letters:  K hypotheses   N points   M control points.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion4d.denoiser import SCHEDULE, ClipDenoiser
+from diffusion4d.errors import UserError
+from diffusion4d.noise import Factors
+from samplers import grids, tables
+from samplers.noise import Noise, SeededNoise
+from samplers.solve import solve
+
+SamplerName = Literal["ancestral", "ddim", "dpmpp_2m"]
+
+CHUNK_TOKENS = 4096
+"""Trajectories (hypotheses x points) that go through the network at once."""
+
+
+def table_for(name: SamplerName, num_steps: int) -> tables.Table:
+    """The sampler's table on the schedule the network was trained with.
+
+    Raises:
+        UserError: an unknown sampler, or fewer than one step.
+    """
+    if num_steps < 1:
+        raise UserError(f"need at least 1 inference step, got {num_steps}")
+    grid = grids.uniform(num_steps)
+    match name:
+        case "ancestral":
+            return tables.ancestral(SCHEDULE, grid)
+        case "ddim":
+            return tables.ddim(SCHEDULE, grid)
+        case "dpmpp_2m":
+            return tables.dpmpp_2m(SCHEDULE, grid)
+    raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")
+
+
+def seeds_from(seed: int, num_hypotheses: int) -> list[int]:
+    """One seed a hypothesis; the first k of them are the same however many are asked for.
+
+    Raises:
+        UserError: a negative seed or fewer than one hypothesis.
+    """
+    if num_hypotheses < 1:
+        raise UserError(f"need at least 1 hypothesis, got {num_hypotheses}")
+    if seed < 0:
+        raise UserError(f"need a seed of at least 0, got {seed}")
+    return np.random.SeedSequence(seed).generate_state(num_hypotheses, np.uint32).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrelatedNoise:
+    """Seeded white noise with the covariance of a clip's residuals."""
+
+    white: SeededNoise
+    factors: Factors
+
+    def initial(self) -> Float[Tensor, "K N M 3"]:
+        """The noise at t = 1."""
+        return self._correlate(self.white.initial())
+
+    def at(self, step: int) -> Float[Tensor, "K N M 3"]:
+        """The fresh noise of a step."""
+        return self._correlate(self.white.at(step))
+
+    def _correlate(self, white: Tensor) -> Tensor:
+        return self.factors.correlate(white[None].to(self.factors.points)).squeeze(0)
+
+
+@torch.no_grad()
+def sample(
+    clip: ClipDenoiser,
+    seeds: Sequence[int],
+    table: tables.Table,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "K N M 3"]:
+    """Control points of one clip's hypotheses, camera frame, scene units.
+
+    Args:
+        clip: prepared evidence of one clip (B = 1).
+        progress: called with (denoiser evaluations done, in all).
+    """
+    _, N, M, _ = clip.evidence.ctrl.shape
+    chunk = max(1, CHUNK_TOKENS // N)
+    chunks = [seeds[i : i + chunk] for i in range(0, len(seeds), chunk)]
+    total = len(chunks) * table.num_steps
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        return clip.denoise(x_t[None], t).squeeze(0)
+
+    parts = []
+    for index, chosen in enumerate(chunks):
+        noise: Noise = CorrelatedNoise(SeededNoise(chosen, (N, M, 3)), clip.factors)
+
+        def report(done: int, _: int, before: int = index * table.num_steps) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        residual = solve(table, denoise, noise.initial(), noise, report)
+        parts.append(clip.decode(residual[None]).squeeze(0))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def answer(clip: ClipDenoiser) -> Float[Tensor, "1 N M 3"]:
+    """The one answer of a "mean" network: control points, camera frame, scene units."""
+    mean = clip.network(None, None, clip.conditioning).float()
+    return clip.decode(mean).squeeze(0)

@@ -1,0 +1,56 @@
+r"""Every hypothesis must fit what was seen: a closed-form step to the observed tracks.
+
+Given the depths Z(u) of a hypothesis, its projection is linear in the lateral control points: X(u) / Z(u) = y(u) is
+X(u) = y(u) Z(u). So the lateral control points nearest to the sampled ones that explain the tracks are
+
+    min_x  sum_t v_t |sum_m N_m(u_t) x_m - y_t Z_t|^2 / Z_t^2  +  ridge |D (x - x_sampled)|^2,
+
+one small linear system a trajectory (the mean of a Gaussian posterior). D is the first difference: the
+correction is held where nothing was seen, so what was hidden stays as sampled, up to an offset. Depths are not touched.
+
+Shape letters:  K hypotheses   N points   M control points   T frames.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion4d import splines
+
+RIDGE = 0.03
+"""Variance of the track noise over that of a sample's lateral steps from control point to control point."""
+
+NEAREST = 0.01
+"""Depths (scene units) below this weigh no more than this one."""
+
+
+def snap(
+    ctrl: Float[Tensor, "K N M 3"],
+    rays: Float[Tensor, "N T 2"],
+    visibility: Float[Tensor, "N T"],
+    u: Float[Tensor, "T"],
+    *,
+    degree: int = 3,
+    ridge: float = RIDGE,
+) -> Float[Tensor, "K N M 3"]:
+    """Move lateral control points so that the hypotheses project onto the tracks where these were seen.
+
+    Args:
+        ctrl: camera frame, scene units.
+        rays: observed tracks in normalised image coordinates.
+        visibility: in [0, 1]; 0 leaves an instant out.
+    """
+    depth = (ctrl[..., 2] @ splines.basis_matrix(u, ctrl.shape[-2], degree).mT).clamp_min(NEAREST)
+    lateral = splines.fit(
+        rays * depth[..., None],
+        u,
+        ctrl.shape[-2],
+        weights=visibility / depth.square(),
+        degree=degree,
+        ridge=ridge,
+        penalty_order=1,
+        prior=ctrl[..., :2],
+    )
+    # A point that was never seen has nothing to be moved to.
+    seen = (visibility > 0).any(-1)[:, None, None]
+    return torch.cat([torch.where(seen, lateral, ctrl[..., :2]), ctrl[..., 2:]], -1)
