@@ -70,3 +70,59 @@ class Train:
     optimisation: Optimisation = dataclasses.field(default_factory=Optimisation)
     worlds: PoolSpec = dataclasses.field(default_factory=PoolSpec)
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedSpec:
+    """Which rendered worlds a pool holds."""
+
+    worlds: int = 2_500
+    """Worlds in the pool."""
+    points: int = 128
+    """Points a world."""
+    frames: int = 32
+    """Frames a world."""
+    key_frames: int = 6
+    """Frames that are rendered: those nearest to the Greville abscissae of a cubic with as many control points."""
+    side: int = 128
+    """Shorter side of the images, px."""
+    samples: int = 1
+    """Rays along each side of a pixel: 2 is smoother and takes four times as long."""
+    first_seed: int = 1_000_000
+    """Seed of the first world; held-out worlds start at 2147483648."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainEncoder:
+    """Train the small image encoder on rendered worlds."""
+
+    out: Path = Path("runs/encoder")
+    """Folder of the run: checkpoint, logs, and the finished model. A run that finds its checkpoint goes on."""
+    pool: Path = Path("runs/rendered")
+    """Folder of rendered worlds; those that are missing are rendered."""
+    steps: int = 2_500
+    batch: int = 24
+    """Clips a step, with two key frames each."""
+    points: int = 64
+    """Surface points a clip."""
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    """Steps of linear warm-up, before the cosine."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    ema: float = 0.998
+    """Decay of the moving average of the weights, which is what is saved."""
+    temperature: float = 0.07
+    """Of the softmax over candidates."""
+    radius: float = 8.0
+    """Points of one image closer than this, in pixels, are no negatives of each other."""
+    depth_weight: float = 0.2
+    """Weight of the auxiliary loss on relative depth."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 pays where the processor multiplies it natively; weights stay in float32."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    seed: int = 0
+    processes: int = 2
+    """Processes that render worlds."""
+    worlds: RenderedSpec = dataclasses.field(default_factory=RenderedSpec)

@@ -1,0 +1,170 @@
+"""A pool of rendered worlds on disk: the truth of their tracks, and images of their key frames.
+
+The key frames are those nearest to the Greville abscissae of a cubic with F control points, so each control point
+has a picture of about its own time. An image spans the same view as the world's `size`: its pixel (x, y) is
+(x W / w, y H / h) there. The picture is of the very scene that was observed.
+As in `pool.py`, shards are written whole or not at all, and world i has seed `first_seed + i` whatever the number of
+processes. A shard holds a stack of worlds for each image shape, since lenses differ in aspect.
+Shape letters:  B worlds   T frames   F key frames   h, w image.
+"""
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.config import RenderedSpec
+from diffusion4d.scenes.observe import World
+from diffusion4d.scenes.pool import Worlds
+from diffusion4d.scenes.render import render
+from diffusion4d.scenes.world import compose, generate
+from diffusion4d.splines import greville
+
+SHARD = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedWorlds:
+    """A stack of worlds whose images have one shape.
+
+    worlds: the truth at all T frames. images: [B, F, 3, h, w] sRGB, over the whole view. frames: [F] their places in T.
+    """
+
+    worlds: Worlds
+    images: UInt8[Tensor, "B F 3 h w"]
+    frames: Int64[Tensor, "F"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: Tensor) -> "RenderedWorlds":
+        """The worlds at these places, in this order."""
+        return RenderedWorlds(self.worlds.take(index), self.images[index], self.frames)
+
+
+def key_frames(num_frames: int, count: int) -> Int64[Tensor, "F"]:
+    """Frames nearest to the Greville abscissae of a cubic with `count` control points; the first and the last are in.
+
+    Raises:
+        ValueError: fewer frames than key frames, or fewer than the 4 control points of a cubic.
+    """
+    if num_frames < count:
+        raise ValueError(f"need at least {count} frames for {count} key frames, got {num_frames}")
+    return (greville(count) * (num_frames - 1) + 0.5).floor().long()
+
+
+def image_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(h, w) with the aspect of `size` and `side` as the shorter one."""
+    height, width = size
+    scale = side / min(size)
+    return round(height * scale), round(width * scale)
+
+
+def draw_world(seed: int, spec: RenderedSpec) -> tuple[World, UInt8[np.ndarray, "F 3 h w"]]:
+    """A world and the images of its key frames; a pure function of its arguments."""
+    world = generate(seed, num_points=spec.points, num_frames=spec.frames)
+    scene = compose(world.scene_seed, num_frames=spec.frames, family=world.family)
+    frames = key_frames(spec.frames, spec.key_frames).tolist()
+    images = render(scene, frames, image_size(world.size, spec.side), samples=spec.samples)
+    return world, np.ascontiguousarray(np.round(255 * images).astype(np.uint8))
+
+
+def draw_shard(spec: RenderedSpec, first_seed: int, count: int) -> dict[str, Tensor]:
+    """Render `count` worlds with consecutive seeds; the names of tensors are "image shape/field"."""
+    groups: dict[str, list[tuple[World, np.ndarray]]] = {}
+    for seed in range(first_seed, first_seed + count):
+        world, images = draw_world(seed, spec)
+        height, width = images.shape[-2:]
+        groups.setdefault(f"{height}x{width}", []).append((world, images))
+    shard = {}
+    for shape, group in groups.items():
+        worlds = [world for world, _ in group]
+        fields = {
+            "points": torch.from_numpy(np.stack([w.points for w in worlds])).float(),
+            "visible": torch.from_numpy(np.stack([w.visible for w in worlds])),
+            "moving": torch.from_numpy(np.stack([w.moving for w in worlds])),
+            "intrinsics": torch.from_numpy(np.stack([w.intrinsics for w in worlds])).float(),
+            "size": torch.tensor([list(w.size) for w in worlds]).float(),
+            "images": torch.from_numpy(np.stack([images for _, images in group])),
+            # A clone each, since safetensors refuses names that share memory.
+            "frames": key_frames(spec.frames, spec.key_frames).clone(),
+        }
+        shard |= {f"{shape}/{name}": tensor for name, tensor in fields.items()}
+    return shard
+
+
+def _write_shard(job: tuple[RenderedSpec, int, int, Path]) -> None:
+    spec, first_seed, count, path = job
+    torch.set_num_threads(1)
+    with replace_when_done(path) as temporary:
+        save_file(draw_shard(spec, first_seed, count), temporary)
+
+
+def draw_rendered(
+    folder: Path,
+    spec: RenderedSpec,
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Render the shards that are missing; returns the paths of all of them, in order.
+
+    Args:
+        progress: called with (shards done, shards in all).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
+    kind = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}"
+    jobs = []
+    for start in range(0, spec.worlds, SHARD):
+        first_seed = spec.first_seed + start
+        count = min(SHARD, spec.worlds - start)
+        path = folder / f"{first_seed}-{count}-{kind}.safetensors"
+        jobs.append((spec, first_seed, count, path))
+    missing = [job for job in jobs if not job[-1].exists()]
+    done = len(jobs) - len(missing)
+    if progress:
+        progress(done, len(jobs))
+    if missing:
+        # Forked workers would inherit the threads of torch in an undefined state.
+        with multiprocessing.get_context("spawn").Pool(processes) as workers:
+            for _ in workers.imap_unordered(_write_shard, missing):
+                done += 1
+                if progress:
+                    progress(done, len(jobs))
+    return [job[-1] for job in jobs]
+
+
+def load_rendered(paths: list[Path]) -> list[RenderedWorlds]:
+    """Read shards into memory, as one stack for each image shape; shapes and the worlds of each in a fixed order.
+
+    Raises:
+        ValueError: the shards' key frames differ.
+    """
+    groups: dict[str, list[dict[str, Tensor]]] = {}
+    for path in paths:
+        shard = load_file(path)
+        for shape in {name.partition("/")[0] for name in shard}:
+            fields = {
+                name.partition("/")[2]: tensor
+                for name, tensor in shard.items()
+                if name.partition("/")[0] == shape
+            }
+            groups.setdefault(shape, []).append(fields)
+    stacks = []
+    for _, group in sorted(groups.items()):
+        frames = group[0]["frames"]
+        if any(not torch.equal(fields["frames"], frames) for fields in group):
+            raise ValueError("need shards with the same key frames, got several kinds")
+        worlds = Worlds(
+            *(torch.cat([fields[f.name] for fields in group]) for f in dataclasses.fields(Worlds))
+        )
+        stacks.append(RenderedWorlds(worlds, torch.cat([f["images"] for f in group]), frames))
+    return stacks

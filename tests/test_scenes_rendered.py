@@ -1,0 +1,103 @@
+"""Rendered worlds: images and truth belong together, and a pool is a function of its seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion4d.cameras import project
+from diffusion4d.config import RenderedSpec
+from diffusion4d.scenes import rendered
+from diffusion4d.scenes.render import render
+from diffusion4d.scenes.rendered import (
+    draw_rendered,
+    draw_world,
+    image_size,
+    key_frames,
+    load_rendered,
+)
+from diffusion4d.scenes.world import compose
+
+SPEC = RenderedSpec(worlds=3, points=48, frames=12, key_frames=4, side=24, first_seed=40)
+
+
+def test_key_frames_are_spread_like_the_control_points() -> None:
+    # A cubic with 6 control points has Greville abscissae 0, 1/9, 1/3, 2/3, 8/9, 1.
+    assert key_frames(10, 6).tolist() == [0, 1, 3, 6, 8, 9]
+    assert key_frames(4, 4).tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"need at least 6 frames.*got 5"):
+        key_frames(5, 6)
+
+
+def test_images_keep_the_aspect() -> None:
+    assert image_size((256, 486), 128) == (128, 243)
+    assert image_size((342, 256), 64) == (86, 64)
+
+
+def test_pool_is_a_function_of_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of two and of three hold the same worlds, in any number of processes, and are not drawn twice."""
+    whole = load_rendered(draw_rendered(tmp_path / "whole", SPEC))
+    monkeypatch.setattr(rendered, "SHARD", 2)
+    calls = []
+    paths = draw_rendered(
+        tmp_path / "parts", SPEC, processes=2, progress=lambda *at: calls.append(at)
+    )
+    assert calls == [(0, 2), (1, 2), (2, 2)]
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert draw_rendered(tmp_path / "parts", SPEC) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    parts = load_rendered(paths)
+    assert sum(len(stack) for stack in whole) == 3
+    assert len(whole) == len(parts)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.worlds.points, b.worlds.points)
+        assert torch.equal(a.worlds.visible, b.worlds.visible)
+        assert torch.equal(a.frames, b.frames)
+
+
+def test_a_stack_has_the_truth_of_its_images() -> None:
+    """Each world of a shard is the one that its seed stands for, picture and points."""
+    shard = rendered.draw_shard(SPEC, 40, 3)
+    for seed in (40, 41, 42):
+        world, images = draw_world(seed, SPEC)
+        shape = f"{images.shape[-2]}x{images.shape[-1]}"
+        same = [
+            i for i, p in enumerate(shard[f"{shape}/points"]) if np.array_equal(p, world.points)
+        ]
+        assert len(same) == 1
+        np.testing.assert_array_equal(shard[f"{shape}/images"][same[0]], images)
+        assert shard[f"{shape}/size"][same[0]].tolist() == list(world.size)
+
+
+def test_a_point_looks_the_same_in_all_its_frames() -> None:
+    """A fine picture of the scene, at the points' places, varies less between frames than between points."""
+    spec = RenderedSpec(points=96, frames=8, key_frames=4, side=160, samples=1)
+    seed = next(s for s in range(40, 60) if _shadowless(s, spec))
+    world, images = draw_world(seed, spec)
+    frames = key_frames(8, 4)
+    points = torch.from_numpy(world.points)[:, frames]
+    pixels = project(points, torch.from_numpy(world.intrinsics)).numpy()
+    height, width = images.shape[-2:]
+    place = pixels * [width / world.size[1], height / world.size[0]]
+    seen = world.visible[:, frames.numpy()].all(1) & (place > 0).all((1, 2))
+    column = np.clip(place[seen][..., 0], 0, width - 1).astype(int)
+    row = np.clip(place[seen][..., 1], 0, height - 1).astype(int)
+    colour = images[np.arange(4), :, row, column].astype(float)
+    assert len(colour) > 20
+    # The median, since a few points lie on an edge of the pattern.
+    along_time = np.median(np.abs(colour - colour[:, :1])[:, 1:])
+    shuffled = np.median(np.abs(colour - np.roll(colour, 1, 0)[:, :1])[:, 1:])
+    assert along_time < 0.5 * shuffled
+
+
+def _shadowless(seed: int, spec: RenderedSpec) -> bool:
+    return not compose(seed, num_frames=spec.frames).light.shadows
+
+
+def test_picture_is_of_the_scene_that_was_observed() -> None:
+    world, images = draw_world(41, SPEC)
+    scene = compose(world.scene_seed, num_frames=12, family=world.family)
+    again = render(scene, key_frames(12, 4).tolist(), images.shape[-2:], samples=1)
+    assert np.abs(images / 255 - again).max() <= 0.5 / 255 + 1e-6
