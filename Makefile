@@ -26,7 +26,7 @@ help:
 # The world is one of those that the packaged model was not trained on.
 demo: $(RUN)
 ifeq ($(VIDEO),)
-	$(BIN)/python -m diffusion4d.scenes out/demo/clip.mp4 --seed 2147483648
+	$(BIN)/python -m diffusion4d.scenes out/demo/clip.mp4 --seed 2147483654
 	$(BIN)/diffusion4d sample out/demo/clip.mp4 -k 16 -o out/demo
 else
 	$(BIN)/diffusion4d sample "$(VIDEO)" -k 16 -o out/demo

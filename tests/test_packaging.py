@@ -11,6 +11,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -162,9 +163,9 @@ def test_broken_package_shows_its_own_error(
         diffusion4d._check_distribution("broken_samplers")
 
 
-def imported_modules(package: str) -> Iterator[str]:
-    """Top-level names of every absolute import in a package, inside functions too."""
-    for path in (ROOT / package).rglob("*.py"):
+def imported_modules(folder: str) -> Iterator[str]:
+    """Top-level names of every absolute import in a folder, inside functions too."""
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -177,18 +178,27 @@ def requirements(lines: list[str]) -> dict[str, Requirement]:
     return {canonicalize_name(r.name): r for r in parsed if r.name != "diffusion4d"}
 
 
+def distributions(modules: set[str]) -> dict[str, set[str]]:
+    """The distributions that each third-party module may come from."""
+    homes = importlib.metadata.packages_distributions()
+    local = {*PACKAGES, *sys.stdlib_module_names, *(p.stem for p in (ROOT / "tests").glob("*.py"))}
+    return {m: {canonicalize_name(d) for d in homes.get(m, [m])} for m in modules - local}
+
+
 def test_declared_is_what_is_imported() -> None:
     """Nothing is imported that an installation may lack; nothing is installed without a use."""
     extras = PROJECT["optional-dependencies"]
-    run_time = [*PROJECT["dependencies"], *extras["train"], *extras["xformers"]]
-    modules = {module for package in PACKAGES for module in imported_modules(package)}
-    modules -= {*PACKAGES, *sys.stdlib_module_names}
-    homes = importlib.metadata.packages_distributions()
-    imported = {m: {canonicalize_name(d) for d in homes.get(m, [m])} for m in modules}
-    declared = set(requirements(run_time))
+    declared = set(requirements([*PROJECT["dependencies"], *extras["train"], *extras["xformers"]]))
+    imported = distributions({m for package in PACKAGES for m in imported_modules(package)})
     assert {m for m, names in imported.items() if not names & declared} == set()
-    used = set().union(*imported.values())
-    assert declared - used == set(IMPORTED_BY_OTHERS)
+    assert declared - set().union(*imported.values()) == set(IMPORTED_BY_OTHERS)
+
+
+@pytest.mark.parametrize("folder", ["tests", "experiments", "notebooks"])
+def test_what_is_not_shipped_imports_only_what_is_declared(folder: str) -> None:
+    lines = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
+    imported = distributions(set(imported_modules(folder)))
+    assert {m for m, names in imported.items() if not names & set(requirements(lines))} == set()
 
 
 def test_pins_are_within_the_declared_ranges() -> None:
