@@ -13,6 +13,7 @@ Shape letters:  K hypotheses   N points   T frames   S samples of a drawn path
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ def write_summary(
     """
     path = Path(path)
     figure = summary(hypotheses, seconds=seconds, clip=clip, title=title)
-    with replace_when_done(path) as temporary:
+    with replace_when_done(path) as temporary, warnings.catch_warnings():
+        # A file's name in a script the font lacks is drawn as boxes, which is no one's fault.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png", dpi=DPI, facecolor=GROUND)
     return path
 
