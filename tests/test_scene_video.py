@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -37,7 +38,7 @@ def test_video_shows_the_world_of_its_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"frames": 1}, {"side": 8}, {"rate": 0}, {"seed": -1}])
-def test_bad_options_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+def test_bad_options_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (value,) = wrong.values()
     with pytest.raises(UserError, match=rf"got .*{value}"):
         write_video(tmp_path / "clip.mp4", **wrong)
