@@ -1,4 +1,4 @@
-"""The command line: sample, train, doctor. Options are read off the signatures and settings below.
+"""The command line: sample, train, evaluate, doctor. Options are read off the signatures and settings below.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -14,7 +14,7 @@ import tyro
 
 if TYPE_CHECKING:
     from diffusion4d.clip import Clip
-    from diffusion4d.config import Train
+    from diffusion4d.config import Evaluate, Train
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -82,11 +82,12 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import Train
+    from diffusion4d.config import Evaluate, Train
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")],
         prog="diffusion4d",
         description="Sample several plausible 3D motions from one video.",
@@ -99,6 +100,8 @@ def run(arguments: list[str]) -> int:
                 return sample(command)
             case Train():
                 return train(command)
+            case Evaluate():
+                return evaluate(command)
             case Doctor():
                 return doctor()
     except KeyboardInterrupt:
@@ -222,6 +225,14 @@ def train(config: "Train") -> int:
     from diffusion4d import train as training
 
     print(f"wrote {training.run(config)}")
+    return 0
+
+
+def evaluate(config: "Evaluate") -> int:
+    """Score models on held-out generated worlds."""
+    from diffusion4d import evaluate as evaluation
+
+    print(evaluation.markdown(evaluation.run(config)))
     return 0
 
 

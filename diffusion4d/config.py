@@ -4,8 +4,31 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from diffusion4d.scenes.batches import Dropout
-from diffusion4d.scenes.pool import PoolSpec
+
+@dataclasses.dataclass(frozen=True)
+class PoolSpec:
+    """Which worlds a pool holds."""
+
+    worlds: int = 20_000
+    """Worlds in the pool, rounded up to whole shards of 128."""
+    points: int = 128
+    """Points a world."""
+    frames: int = 32
+    """Frames a world."""
+    first_seed: int = 0
+    """Seed of the first world; held-out worlds start at 2147483648."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """How often a kind of evidence is withheld in training."""
+
+    tracks: float = 0.05
+    """Share of clips whose tracks are seen in the anchor frame only."""
+    focal: float = 0.3
+    """Share of clips whose focal length is withheld."""
+    tokens: float = 0.1
+    """Share of batches with images whose tokens are withheld."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,3 +149,28 @@ class TrainEncoder:
     processes: int = 2
     """Processes that render worlds."""
     worlds: RenderedSpec = dataclasses.field(default_factory=RenderedSpec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Score a sampler, its twin, the dressed twin and the flat lift on held-out generated worlds."""
+
+    model: str = "tiny"
+    """The sampler: a packaged model or a folder."""
+    twin: str = "tiny-l2"
+    """The deterministic twin: a packaged model or a folder."""
+    out: Path = Path("runs/evaluation/scores.json")
+    """File for the table."""
+    pool: Path = Path("runs/held-out")
+    """Folder of generated worlds; those that are missing are generated."""
+    scenes: int = 512
+    """Worlds to score."""
+    fitting_scenes: int = 128
+    """Further worlds, on which the dressing is fitted."""
+    first_world: int = 0
+    """Skip so many held-out worlds; 100000 upwards were used to choose settings, and are never scored."""
+    steps: int = 8
+    """Denoiser evaluations a hypothesis."""
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
+    processes: int = 2
+    """Processes that generate worlds."""

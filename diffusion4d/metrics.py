@@ -5,7 +5,8 @@ Everything is in the unit of its arguments, without any alignment. A subset is a
     ES   = 1/K sum_k |x^k - x|  -  1 / 2K(K-1) sum_{k != l} |x^k - x^l|
     CRPS = the same for one number
 
-(Gneiting & Raftery 2007; the fair form, unbiased in K: Ferro 2014) with |.| the root mean square over the chosen (n, t). One sample is a deterministic answer: its energy score is its error.
+(Gneiting & Raftery 2007; the fair form, unbiased in K: Ferro 2014) with |.| the root mean square over the
+chosen (n, t). One sample is a deterministic answer: its energy score is its error.
 
 Shape letters:  K samples   N points   T frames   Q levels.
 """

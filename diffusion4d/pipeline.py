@@ -90,7 +90,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             pipe = super().from_pretrained(
                 str(folder),
                 local_files_only=True,
-                torch_dtype=torch.float32,
+                dtype=torch.float32,
                 use_safetensors=True,
                 **kwargs,
             )
