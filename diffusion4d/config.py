@@ -76,10 +76,12 @@ class Train:
     """Finished model whose weights, where they fit, are the first weights."""
     pool: Path = Path("runs/pool")
     """Folder of generated worlds; those that are missing are generated."""
-    images: Path | None = None
-    """Folder of rendered worlds with tokens; without it, training sees tracks alone."""
+    rendered: Path | None = None
+    """Folder of rendered worlds (those missing are rendered); without it, training sees tracks alone."""
+    encoder: str = "tiny"
+    """Encoder of the rendered worlds' tokens: a packaged one, a folder or a model id."""
     image_share: float = 0.3
-    """Share of steps drawn from the rendered worlds."""
+    """Share of steps drawn from the rendered worlds, if there are any."""
     noisy_power: float = 0.5
     """Diffusion times are drawn as uniform ** this: below 1, more of them where noise is high."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -92,6 +94,7 @@ class Train:
     network: Network = dataclasses.field(default_factory=Network)
     optimisation: Optimisation = dataclasses.field(default_factory=Optimisation)
     worlds: PoolSpec = dataclasses.field(default_factory=PoolSpec)
+    images: "RenderedSpec" = dataclasses.field(default_factory=lambda: RenderedSpec())
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
 
 

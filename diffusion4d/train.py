@@ -9,6 +9,7 @@ losses as one that was not. Two commands make a sampler that stands on a regress
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,9 @@ from diffusion4d.errors import UserError
 from diffusion4d.noise import PointNoise
 from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
+from diffusion4d.scenes.rendered import draw_rendered
+from diffusion4d.scenes.tokenised import TokenisedWorlds, draw_with_tokens, tokenise_pool
+from priors.dinov3 import load_encoder
 
 CALIBRATION_CLIPS = 512
 
@@ -39,17 +43,25 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def draw_example(config: Train, worlds: Worlds, step: int, rank: int = 0) -> Example:
+def draw_example(
+    config: Train,
+    worlds: Worlds,
+    step: int,
+    rank: int = 0,
+    imaged: Sequence[TokenisedWorlds] = (),
+) -> Example:
     """The batch of a step: a pure function of its arguments."""
     generator = seeded(config.seed, step, rank)
-    chosen = torch.randint(len(worlds), (config.optimisation.batch,), generator=generator)
-    return draw(
-        worlds.take(chosen),
-        generator,
-        num_ctrl=config.network.num_ctrl,
-        num_points=config.optimisation.points,
-        dropout=config.dropout,
-    )
+    settings = {
+        "num_ctrl": config.network.num_ctrl,
+        "num_points": config.optimisation.points,
+        "dropout": config.dropout,
+    }
+    batch = config.optimisation.batch
+    if imaged and torch.rand((), generator=generator) < config.image_share:
+        return draw_with_tokens(imaged, generator, batch=batch, **settings)
+    chosen = torch.randint(len(worlds), (batch,), generator=generator)
+    return draw(worlds.take(chosen), generator, **settings)
 
 
 def calibration_example(config: Train, worlds: Worlds) -> Example:
@@ -181,6 +193,21 @@ def worlds_for(config: Train, progress: Progress) -> Worlds:
     return load_pool(paths)
 
 
+def images_for(config: Train, progress: Progress) -> list[TokenisedWorlds]:
+    """The rendered worlds of the configuration, as the encoder sees them; none where none are asked for."""
+    if config.rendered is None:
+        return []
+    bar = progress.add_task("images", note="")
+
+    def report(done: int, total: int) -> None:
+        progress.update(bar, completed=done, total=total)
+
+    shards = draw_rendered(
+        config.rendered, config.images, processes=config.processes, progress=report
+    )
+    return tokenise_pool(shards, config.rendered, load_encoder(config.encoder), report)
+
+
 def run(config: Train) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the folder of the finished model."""
     columns = (
@@ -205,6 +232,7 @@ def _run(config: Train, progress: Progress) -> Path:
         ),
     )
     worlds = worlds_for(config, progress)
+    imaged = images_for(config, progress)
     regressor = load_regressor(config)
     network = build(config, worlds, regressor)
     ema = EMAModel(
@@ -227,7 +255,7 @@ def _run(config: Train, progress: Progress) -> Path:
     bar = progress.add_task(config.objective, total=steps, completed=done, note="")
     model = accelerator.prepare_model(Objective(config, network, regressor))
     for step in range(done, steps):
-        example = draw_example(config, worlds, step, accelerator.process_index)
+        example = draw_example(config, worlds, step, accelerator.process_index, imaged)
         generator = seeded(config.seed, step, accelerator.process_index, 1)
         loss = model(example, generator)
         accelerator.backward(loss)

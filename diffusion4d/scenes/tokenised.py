@@ -1,0 +1,126 @@
+"""Rendered worlds as an encoder sees them: patch tokens of the key frames beside the truth of the tracks.
+
+Tokens are computed once, with the frozen encoder, and kept beside the rendered shards under the encoder's fingerprint.
+
+Shape letters:  B worlds   F key frames   L patches   C channels   N points   T frames.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float16, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.config import Dropout
+from diffusion4d.evidence import Tokens
+from diffusion4d.scenes.batches import Example, draw
+from diffusion4d.scenes.pool import Worlds
+from diffusion4d.scenes.rendered import RenderedWorlds, load_rendered
+from priors.dinov3 import Encoder
+from priors.tokens import TokenGrid
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedWorlds:
+    """A stack of worlds whose token grids have one shape.
+
+    values: [B, F, L, C]; grid: (h, w), L = h w; frames: [F] places of the key frames in T.
+    """
+
+    worlds: Worlds
+    values: Float16[Tensor, "B F L C"]
+    grid: tuple[int, int]
+    frames: Int64[Tensor, "F"]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def tokenise(
+    rendered: RenderedWorlds, encoder: Encoder, report: Callable[[int], None] | None = None
+) -> TokenisedWorlds:
+    """Encode every key frame. `report` is called with the number of worlds each step has added."""
+    values = []
+    for images in rendered.images:
+        frames = images.float() / 255
+        values.append(encoder.encode(frames, torch.linspace(0, 1, len(frames))).values.half())
+        if report is not None:
+            report(1)
+    grid = encoder.preprocessing.grid(tuple(rendered.images.shape[-2:]), encoder.patch)
+    return TokenisedWorlds(rendered.worlds, torch.stack(values), grid, rendered.frames)
+
+
+def tokenise_pool(
+    shards: list[Path],
+    folder: Path,
+    encoder: Encoder,
+    report: Callable[[int, int], None] | None = None,
+) -> list[TokenisedWorlds]:
+    """Tokens of a rendered pool, from `folder` where they are kept, computed where they are missing."""
+    stacks = load_rendered(shards)
+    total, done = sum(len(stack) for stack in stacks), 0
+    tokenised = []
+    for stack in stacks:
+        h, w = stack.images.shape[-2:]
+        # Size and fit of the preprocessing change the grid and are not in the fingerprint; the image size and count
+        # tell a pool that has grown since.
+        path = folder / f"tokens-{encoder.fingerprint}-{h}x{w}-{len(stack)}.safetensors"
+        grid = encoder.preprocessing.grid((h, w), encoder.patch)
+        if path.exists():
+            values = load_file(path)["values"]
+        else:
+            values = tokenise(stack, encoder).values
+            with replace_when_done(path) as temporary:
+                save_file({"values": values}, temporary)
+        tokenised.append(TokenisedWorlds(stack.worlds, values, grid, stack.frames))
+        done += len(stack)
+        if report is not None:
+            report(done, total)
+    return tokenised
+
+
+def draw_with_tokens(
+    stacks: list[TokenisedWorlds],
+    generator: torch.Generator,
+    *,
+    batch: int,
+    num_ctrl: int,
+    num_points: int,
+    dropout: Dropout,
+) -> Example:
+    """One batch from one stack, chosen by size. Pictures are not mirrored or turned, so neither are tracks."""
+    sizes = torch.tensor([float(len(stack)) for stack in stacks])
+    stack = stacks[int(torch.multinomial(sizes, 1, generator=generator))]
+    chosen = torch.randint(len(stack), (batch,), generator=generator)
+    example = draw(
+        stack.worlds.take(chosen),
+        generator,
+        num_ctrl=num_ctrl,
+        num_points=num_points,
+        dropout=dropout,
+        augment=False,
+    )
+    if torch.rand((), generator=generator) < dropout.tokens:
+        return example
+    u = example.u[stack.frames]
+    clips = []
+    for i, values in enumerate(stack.values[chosen].float()):
+        height, width = stack.worlds.size[chosen[i]].tolist()
+        grid = TokenGrid(values, stack.grid, (int(height), int(width)), u)
+        clips.append(
+            Tokens.of_clip(
+                grid,
+                example.tracks[i][:, stack.frames],
+                example.visibility[i][:, stack.frames],
+                example.intrinsics[i],
+            )
+        )
+    tokens = Tokens(
+        *(torch.cat([getattr(c, f.name) for c in clips]) for f in dataclasses.fields(Tokens))
+    )
+    evidence = dataclasses.replace(example.evidence, tokens=tokens)
+    return dataclasses.replace(example, evidence=evidence)
