@@ -36,7 +36,9 @@ from priors.correspondence import info_nce
 from priors.preprocessing import Preprocessing
 from priors.tiny import save_encoder, tiny_config
 
+PATCH = 16
 REFINE = 2
+"""Cells of the place loss along a side of a token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,6 @@ def warp(
     images_B23hw: UInt8[Tensor, "B 2 3 h w"],
     pixels_B2N2: Float[Tensor, "B 2 N 2"],
     generator: torch.Generator,
-    patch: int = 16,
 ) -> tuple[Float[Tensor, "B 2 3 H W"], Float[Tensor, "B 2 N 2"]]:
     """Look at each frame through its own crop, turned a little; whole clips may be mirrored.
 
@@ -105,7 +106,7 @@ def warp(
     """
     count = len(images_B23hw)
     height, width = images_B23hw.shape[-2:]
-    size = [patch * round(side / patch) for side in (height, width)]
+    size = [PATCH * round(side / PATCH) for side in (height, width)]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
@@ -194,8 +195,7 @@ class Objective(nn.Module):
         """The losses by name; "loss" is their weighted sum."""
         config = self.config
         height, width = views.images.shape[-2:]
-        patch = tiny_config().patch_size
-        grid = (height // patch, width // patch)
+        grid = (height // PATCH, width // PATCH)
         mean, std = (
             torch.tensor(c)[:, None, None]
             for c in (self.preprocessing.mean, self.preprocessing.std)
