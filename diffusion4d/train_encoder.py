@@ -115,12 +115,12 @@ def warp(
     zoom_B2 = torch.exp(uniform(math.log(0.62), math.log(1.1), 2))
     stretch_B22 = torch.exp(uniform(-0.08, 0.08, 2, 2))
     angle_B2 = uniform(-0.2, 0.2, 2)
-    mirror_B1 = 1 - 2 * (uniform(0, 1, 1) < 0.5).float()
+    mirror_B1 = 1 - 2 * (uniform(0.0, 1.0, 1) < 0.5).float()
     cos, sin = angle_B2.cos(), angle_B2.sin()
     turn_B222 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     matrix_B222 = zoom_B2[..., None, None] * stretch_B22[..., None] * turn_B222
     matrix_B222 = matrix_B222 * torch.stack([mirror_B1, torch.ones_like(mirror_B1)], -1)[:, :, None]
-    shift_B22 = uniform(-1, 1, 2, 2) * (1 - zoom_B2).clamp_min(0.05)[..., None] * shape
+    shift_B22 = uniform(-1.0, 1.0, 2, 2) * (1 - zoom_B2).clamp_min(0.05)[..., None] * shape
     # grid_sample's coordinates run from -1 to 1 along both sides.
     theta_B223 = torch.cat(
         [
@@ -170,7 +170,7 @@ def recolour(
     coarser = 1.5 + 1.5 * float(torch.rand((), generator=generator))
     small = functional.interpolate(images, size=[int(side / coarser) for side in size], mode="area")
     blurred = functional.interpolate(small, size=size, mode="bilinear", align_corners=False)
-    share = uniform(-0.5, 1).clamp_min(0)
+    share = uniform(-0.5, 1.0).clamp_min(0)
     images = images + share * (blurred - images)
     level = uniform(-0.03, 0.06).clamp_min(0)
     images = images + level * torch.randn(images.shape, generator=generator)
@@ -224,7 +224,7 @@ class Objective(nn.Module):
             place_loss(first, maps_B2[:, 1], views.pixels[:, :, 1] / extent, views.valid, config)
             + place_loss(second, maps_B2[:, 0], views.pixels[:, :, 0] / extent, views.valid, config)
         ) / 2
-        relative = views.log_depth - views.log_depth.nanmedian(1, keepdim=True).values
+        relative = views.log_depth - views.log_depth.median(1, keepdim=True).values
         missed_BN2 = functional.smooth_l1_loss(
             self.depth(features_B2NC)[..., 0].transpose(1, 2), relative, beta=0.1, reduction="none"
         )
