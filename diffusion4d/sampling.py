@@ -23,7 +23,7 @@ from samplers import grids, tables
 from samplers.noise import Noise, SeededNoise
 from samplers.solve import solve
 
-SamplerName = Literal["ancestral", "ddim", "dpmpp_2m"]
+SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m"]
 
 CHUNK_TOKENS = 4096
 """Trajectories (hypotheses x points) that go through the network at once."""
@@ -39,6 +39,8 @@ def table_for(name: SamplerName, num_steps: int) -> tables.Table:
         raise UserError(f"need at least 1 inference step, got {num_steps}")
     grid = grids.uniform(num_steps)
     match name:
+        case "angular":
+            return tables.angular(SCHEDULE, grid)
         case "ancestral":
             return tables.ancestral(SCHEDULE, grid)
         case "ddim":

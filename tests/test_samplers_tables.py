@@ -16,7 +16,7 @@ from samplers.grids import karras, log_snr_uniform, uniform
 from samplers.noise import SeededNoise
 from samplers.schedules import CosineSchedule, DiscreteSchedule, RectifiedSchedule, Schedule
 from samplers.solve import solve
-from samplers.tables import Table, ancestral, ddim, dpmpp_2m, euler
+from samplers.tables import Table, ancestral, angular, ddim, dpmpp_2m, euler
 
 F64 = torch.float64
 # A busy machine must not fail a property for being slow.
@@ -75,7 +75,7 @@ def orders(sampler, oracle: Mixture, start: float, end: float, counts: tuple[int
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize("variance", [0.3, 2.0])
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (euler, 1), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (euler, 1), (angular, 1), (dpmpp_2m, 2)])
 def test_order_of_convergence(sampler, order: int, schedule: Schedule, variance: float) -> None:
     oracle = Mixture.of(schedule, (1.0, 0.7, variance))
     measured = orders(sampler, oracle, 0.95, 0.05, (160, 320, 640, 1280))
@@ -173,6 +173,18 @@ def test_ancestral_rows_are_bayes_rule(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
+@pytest.mark.parametrize("num_steps", [1, 2, 8])
+def test_standard_normal_data_keep_their_spread(schedule: Schedule, num_steps: int) -> None:
+    oracle = Mixture.of(schedule, (1.0, 0.0, 1.0))
+    x_1 = torch.tensor([-1.7, 0.3, 2.1], dtype=F64)
+    grid = uniform(num_steps)
+    torch.testing.assert_close(solve(angular(schedule, grid), oracle.denoise, x_1), x_1)
+    turns = torch.atan2(schedule.sigma(grid), schedule.alpha(grid)).diff()
+    shrunk = solve(ddim(schedule, grid), oracle.denoise, x_1)
+    torch.testing.assert_close(shrunk, turns.cos().prod() * x_1)
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ancestral_keeps_the_variance_of_a_gaussian(schedule: Schedule, eta: float) -> None:
     variance = 0.3
@@ -201,7 +213,7 @@ def test_ancestral_keeps_the_variance_of_a_gaussian(schedule: Schedule, eta: flo
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize(
-    "sampler", [ddim, dpmpp_2m, euler, ancestral, lambda s, g: ancestral(s, g, 0.5)]
+    "sampler", [ddim, dpmpp_2m, euler, angular, ancestral, lambda s, g: ancestral(s, g, 0.5)]
 )
 def test_a_mixture_gets_its_weights_back(sampler, schedule: Schedule) -> None:
     oracle = Mixture.of(schedule, (0.15, -1.5, 0.01), (0.6, 0.2, 0.02), (0.25, 1.4, 0.01))
@@ -225,7 +237,7 @@ def test_bad_eta_is_refused(eta: float) -> None:
         ancestral(CosineSchedule(), uniform(4), eta)
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, dpmpp_2m, euler])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpmpp_2m, euler, angular])
 def test_bad_grids_are_refused(sampler) -> None:
     for grid in ([0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0], [2.0, 0.0]):
         with pytest.raises(ValueError, match="need"):
