@@ -13,6 +13,7 @@ Shape letters:  B clips   K hypotheses   N points   M control points.
 
 import dataclasses
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -76,5 +77,12 @@ class Coordinates:
                 squares = squares[:: squares.numel() // 1_000_000]
             return squares[squares <= squares.quantile(0.99)].mean().sqrt().item()
 
-        lateral = tuple(max(trimmed_rms(lateral_sq[place == b]), 1e-4) for b in range(BINS))
+        scales = {
+            b: max(trimmed_rms(lateral_sq[place == b]), 1e-4)
+            for b in range(BINS)
+            if bool((place == b).any())
+        }
+        # A share that no control point has takes its scale from the shares beside it.
+        between = np.exp(np.interp(range(BINS), list(scales), np.log(list(scales.values()))))
+        lateral = tuple(scales.get(b, float(between[b])) for b in range(BINS))
         return cls(lateral=lateral, depth=trimmed_rms(residual[..., 2].flatten().square()))

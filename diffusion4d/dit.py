@@ -14,17 +14,18 @@ W width   V width of the clip vector   H heads   D head channels.
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion4d.attention import Attention, check_backend, check_backend_name
 from diffusion4d.evidence import Evidence, Tokens
 
 Output = Literal["velocity", "mean", "gaussian"]
@@ -48,33 +49,6 @@ def fourier(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
-
-
-class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys, through diffusers' backend dispatcher."""
-
-    def __init__(self, width: int, num_heads: int, source_width: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(source_width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_query = nn.RMSNorm(width // num_heads, eps=1e-6, elementwise_affine=False)
-        self.norm_key = nn.RMSNorm(width // num_heads, eps=1e-6, elementwise_affine=False)
-
-    def keys_values(self, source: Float[Tensor, "B S C"]) -> tuple[Tensor, Tensor]:
-        key, value = rearrange(
-            self.key_value(source), "b s (two h d) -> two b s h d", two=2, h=self.num_heads
-        )
-        return self.norm_key(key), value
-
-    def forward(
-        self, x: Float[Tensor, "B Q W"], keys_values: tuple[Tensor, Tensor], backend: str
-    ) -> Float[Tensor, "B Q W"]:
-        query = self.norm_query(rearrange(self.query(x), "b q (h d) -> b q h d", h=self.num_heads))
-        key, value = (part.to(query.dtype) for part in keys_values)
-        mixed = dispatch_attention_fn(query, key, value, backend=backend)
-        return self.out(mixed.flatten(-2))
 
 
 class Block(nn.Module):
@@ -129,7 +103,10 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
-        attention_backend: a name of diffusers' attention dispatcher; "native" is torch's SDPA.
+        attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.
+
+    Raises:
+        ValueError: an attention backend that is not known.
     """
 
     @register_to_config
@@ -151,6 +128,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         attention_backend: str = "native",
     ) -> None:
         super().__init__()
+        check_backend_name(attention_backend)
         M = num_ctrl
         observed = (
             M * (2 + 2 + 1) + 2 * 2 * FREQUENCIES + token_channels + (6 * M if anchored else 0)
@@ -192,8 +170,10 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         """Embed what depends on the clip alone. `anchor`: mean and log deviation, for anchored networks.
 
         Raises:
-            ValueError: the evidence has another number of control points or token channels than the network.
+            ValueError: the evidence has another number of control points or token channels than the network, or the
+                attention backend cannot run where the evidence is.
         """
+        self._check_backend(self.config["attention_backend"], evidence.ctrl.device)
         M = self.config["num_ctrl"]
         if evidence.ctrl.shape[-2] != M:
             raise ValueError(f"need evidence on {M} control points, got {evidence.ctrl.shape[-2]}")
@@ -221,6 +201,26 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             clip=self.embed_clip(clip),
         )
 
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose the attention backend of this network alone.
+
+        diffusers' own method would change the backend of every model of the process instead.
+
+        Raises:
+            ValueError: the backend is not known, or cannot run this network where it is.
+        """
+        self._check_backend(backend, self.device)
+        self.register_to_config(attention_backend=backend)
+
+    def reset_attention_backend(self) -> None:
+        """Back to torch's SDPA."""
+        self.set_attention_backend("native")
+
+    def _check_backend(self, backend: str, device: torch.device) -> None:
+        mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else self.dtype
+        check_backend(backend, self.config["width"] // self.config["num_heads"], dtype, device)
+
     def _tokens_at_points(self, evidence: Evidence) -> Float[Tensor, "B N C"]:
         channels = self.config["token_channels"]
         if evidence.tokens is None or channels == 0:
@@ -235,7 +235,8 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         assert self.embed_tokens is not None
         source = torch.cat([tokens.values, fourier(tokens.positions)], -1)
         source = self.embed_tokens(source).flatten(1, 2)
-        return tuple(b.cross.keys_values(source) for b in self.blocks if b.cross is not None)
+        blocks = cast("Iterable[Block]", self.blocks)
+        return tuple(b.cross.keys_values(source) for b in blocks if b.cross is not None)
 
     def forward(
         self,
@@ -243,13 +244,21 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         t: Float[Tensor, "B K"] | None,
         conditioning: Conditioning,
     ) -> Float[Tensor, "B K N M D"]:
-        """One evaluation. `x_t` and `t` are None for "mean" and "gaussian" networks, which return K = 1."""
+        """One evaluation. `x_t` and `t` are None for "mean" and "gaussian" networks, which return K = 1.
+
+        Raises:
+            ValueError: a velocity network without noised control points or time, or with another number of them.
+        """
         h = conditioning.points[:, None]
         vector = conditioning.clip[:, None]
         if self.embed_noised is not None:
             if x_t is None or t is None:
                 raise ValueError(
                     "a velocity network needs noised control points and a diffusion time"
+                )
+            if x_t.shape[-2] != self.config["num_ctrl"]:
+                raise ValueError(
+                    f"need {self.config['num_ctrl']} noised control points, got {x_t.shape[-2]}"
                 )
             h = h + self.embed_noised(x_t.flatten(-2))
             frequencies = self.frequencies(1000 * t.flatten()).to(h.dtype)

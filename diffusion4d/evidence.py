@@ -110,7 +110,7 @@ def observe_tracks(
     """Project 2D tracks onto the spline basis.
 
     Args:
-        tracks: px. Where visibility is 0 the value does not matter, but it must be finite.
+        tracks: px. Where visibility is 0 the value does not matter, but for the anchor frame's: that is the query.
         visibility: in [0, 1].
         intrinsics: (fx, fy, cx, cy) px; size: (H, W) px.
         u: clip time of each frame.

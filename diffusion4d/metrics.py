@@ -108,21 +108,22 @@ def covered(
 ) -> Bool[Tensor, "*shape"]:
     """Whether the truth lies inside the central interval of this level.
 
-    The interval ends are at the fractional order statistics p (K + 1) (Weibull), for which the coverage of a
-    calibrated ensemble is exactly `level` in expectation. The usual interpolation at p (K - 1) + 1 would
-    make a perfect ensemble of 16 look like 79 % at level 0.9.
+    The interval ends are at the order statistics p (K + 1) (Weibull). Where these are whole numbers the coverage of a
+    calibrated ensemble is exactly `level` in expectation; between them the ends are interpolated. The usual ends, at
+    p (K - 1) + 1, would make a perfect ensemble of 16 look like 79 % at level 0.9.
 
     Raises:
         ValueError: K is too small for the level: p (K + 1) < 1.
     """
     K = len(samples)
     tail = (1 - level) / 2
-    if tail * (K + 1) < 1:
+    # (1 - 0.9) / 2 is a little less than 0.05, and 19 samples are enough for 0.05.
+    if tail * (K + 1) < 1 - 1e-9:
         raise ValueError(f"need K >= {2 / (1 - level) - 1:.0f} samples for level {level}, got {K}")
     ordered = samples.sort(0).values
 
     def quantile(p: float) -> Tensor:
-        place = p * (K + 1) - 1
+        place = max(p * (K + 1) - 1, 0.0)
         low = min(int(place), K - 2)
         return torch.lerp(ordered[low], ordered[low + 1], place - low)
 

@@ -23,6 +23,9 @@ RIDGE = 0.03
 NEAREST = 0.01
 """Depths (scene units) below this weigh no more than this one."""
 
+NEVER = 1e-3
+"""A point with less visibility than this, summed over the frames, was never seen."""
+
 
 def snap(
     ctrl: Float[Tensor, "K N M 3"],
@@ -40,17 +43,20 @@ def snap(
         rays: observed tracks in normalised image coordinates.
         visibility: in [0, 1]; 0 leaves an instant out.
     """
+    # A point that was never seen has nothing to be moved to. It has a place in the batch, so its system must be
+    # regular, and its answer is not used.
+    seen = visibility.sum(-1) > NEVER
+    weights = torch.where(seen[:, None], visibility, 1)
     depth = (ctrl[..., 2] @ splines.basis_matrix(u, ctrl.shape[-2], degree).mT).clamp_min(NEAREST)
     lateral = splines.fit(
         rays * depth[..., None],
         u,
         ctrl.shape[-2],
-        weights=visibility / depth.square(),
+        weights=weights / depth.square(),
         degree=degree,
         ridge=ridge,
         penalty_order=1,
         prior=ctrl[..., :2],
     )
-    # A point that was never seen has nothing to be moved to.
-    seen = (visibility > 0).any(-1)[:, None, None]
-    return torch.cat([torch.where(seen, lateral, ctrl[..., :2]), ctrl[..., 2:]], -1)
+    lateral = torch.where(seen[:, None, None], lateral, ctrl[..., :2])
+    return torch.cat([lateral, ctrl[..., 2:]], -1)

@@ -1,0 +1,72 @@
+"""Sampling: seeds, chunks, errors."""
+
+import dataclasses
+
+import pytest
+import torch
+from observed import M, some_evidence, some_network
+
+from diffusion4d import denoiser, sampling
+from diffusion4d.errors import UserError
+from diffusion4d.noise import PointNoise
+
+N = 4
+
+
+def some_clip() -> denoiser.ClipDenoiser:
+    over_time = tuple(tuple(0.8 ** abs(i - j) for j in range(M)) for i in range(M))
+    noise = PointNoise((0.3, 0.5), (0.4, 0.3), (0.5, 0.5), (0.5, 0.5), (over_time, over_time))
+    network = some_network(noise=dataclasses.asdict(noise)).float()
+    evidence = some_evidence(N=N, tokens=True, dtype=torch.float32)
+    return denoiser.prepare(network, evidence)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m"])
+def test_a_hypothesis_depends_on_its_seed_alone(sampler):
+    clip, table = some_clip(), sampling.table_for(sampler, 4)
+    alone = sampling.sample(clip, [7], table)
+    beside = sampling.sample(clip, [3, 7], table)
+    torch.testing.assert_close(beside[1], alone[0], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(beside[0], beside[1], atol=1e-2)
+    assert torch.equal(sampling.sample(clip, [7], table), alone)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    clip, table = some_clip(), sampling.table_for("ancestral", 3)
+    seeds = sampling.seeds_from(0, 5)
+    together = sampling.sample(clip, seeds, table)
+    monkeypatch.setattr(sampling, "CHUNK_TOKENS", 2 * N)
+    widths, progress = [], []
+    clip.network.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    parts = sampling.sample(clip, seeds, table, lambda *done: progress.append(done))
+    torch.testing.assert_close(parts, together, rtol=1e-5, atol=1e-5)
+    assert widths == [2] * 6 + [1] * 3
+    assert progress == [(i, 9) for i in range(1, 10)]
+    monkeypatch.setattr(sampling, "CHUNK_TOKENS", 1)
+    torch.testing.assert_close(sampling.sample(clip, seeds, table), together, rtol=1e-5, atol=1e-5)
+
+
+def test_the_one_answer_is_the_decoded_mean():
+    network = some_network(output="mean")
+    clip = denoiser.prepare(network, some_evidence(N=N))
+    mean = denoiser.regress(network, clip.evidence).mean[:, None].double()
+    torch.testing.assert_close(
+        sampling.answer(clip).double(), clip.coordinates.decode(mean, clip.evidence)[0]
+    )
+
+
+def test_the_first_seeds_are_the_same_however_many_are_asked_for():
+    many = sampling.seeds_from(5, 64)
+    assert len(set(many)) == 64
+    for count in (1, 2, 17):
+        assert sampling.seeds_from(5, count) == many[:count]
+    assert not set(sampling.seeds_from(6, 64)) & set(many)
+
+
+def test_what_cannot_be_sampled_is_refused():
+    with pytest.raises(UserError, match="at least 1 hypothesis, got 0"):
+        sampling.seeds_from(0, 0)
+    with pytest.raises(UserError, match="seed of at least 0, got -1"):
+        sampling.seeds_from(-1, 4)
+    with pytest.raises(UserError, match="at least 1 inference step, got 0"):
+        sampling.table_for("ddim", 0)
