@@ -1,26 +1,30 @@
 """State of a training run, as one safetensors file written whole or not at all.
 
 A run killed at any moment finds the last complete state. Weights, their moving average and the optimiser's moments are
-tensors; the step is metadata. Random numbers need no saving: a step's batch is a function of its number.
+tensors; the step and the network's configuration are metadata: the whitening in it was fitted to worlds that a later
+start may hold more of. Random numbers need no saving: a step's batch is a function of its number.
 """
 
+import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
+from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def _tensors(
-    model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
+    model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
     for (name, parameter), average in zip(model.named_parameters(), ema.shadow_params, strict=True):
         yield f"model.{name}", parameter.data
@@ -35,21 +39,22 @@ def _tensors(
 
 
 def save(
-    path: Path, step: int, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
+    path: Path, step: int, model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer
 ) -> None:
     """Write the state after `step` steps."""
+    metadata = {"step": str(step), "network": model.to_json_string()}
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(model, ema, optimiser)}
     with replace_when_done(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step)})
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def load(path: Path, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer) -> int:
+def load(path: Path, model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer) -> int:
     """Restore the state in place; returns the number of steps that were done.
 
     Raises:
-        UserError: the file belongs to another network.
+        UserError: the file belongs to another network, or is damaged.
     """
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         step = int(file.metadata()["step"])
         wanted = dict(_tensors(model, ema, optimiser))
         if set(wanted) != set(file.keys()) or any(
@@ -61,3 +66,28 @@ def load(path: Path, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Opt
             tensor.copy_(file.get_tensor(name))
     ema.optimization_step = step
     return step
+
+
+def network(path: Path) -> TrajectoryDiT | None:
+    """An untrained network with the configuration in the file; None where it holds none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _opened(path) as file:
+        held = file.metadata().get("network")
+    return None if held is None else TrajectoryDiT(**_arguments(json.loads(held)))
+
+
+def _arguments(config: dict) -> dict:
+    # diffusers adds the names of class and version to what it was given.
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it to start again") from error

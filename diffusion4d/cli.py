@@ -1,8 +1,9 @@
-"""The command line: sample, train, evaluate, doctor. Options are read off the signatures and settings below.
+"""The command line: sample, train, train-encoder, evaluate, doctor. Options are read off the settings below.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -13,8 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import TaskID
+
     from diffusion4d.clip import Clip
-    from diffusion4d.config import Evaluate, Train
+    from diffusion4d.config import Evaluate, Train, TrainEncoder
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -82,11 +87,12 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import Evaluate, Train
+    from diffusion4d.config import Evaluate, Train, TrainEncoder
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")],
         prog="diffusion4d",
@@ -100,6 +106,8 @@ def run(arguments: list[str]) -> int:
                 return sample(command)
             case Train():
                 return train(command)
+            case TrainEncoder():
+                return train_encoder(command)
             case Evaluate():
                 return evaluate(command)
             case Doctor():
@@ -128,66 +136,94 @@ def sample(options: Sample) -> int:
     from diffusion4d.export import require_writable, write_all
 
     require_writable(options.out)
-    check_numbers(options)
-    # The libraries' own advice on settings is not what a user of this command can act on.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from diffusion4d.clip import read_clip
+    silence_libraries()
+    from diffusion4d.observation import Given, observe
+    from diffusion4d.pipeline import Settings
+    from diffusion4d.stages import Stages
+    from priors.cache import FeatureCache
 
-    clip = None
-    if options.video is not None:
-        clip = read_clip(options.video, **dataclasses.asdict(options.range))
-    pipe = load_pipeline(options)
-    result = pipe.run(
-        clip,
-        tracks=options.tracks,
-        intrinsics=intrinsics_of_clip(options.intrinsics, clip),
-        fov=options.fov,
-        num_points=options.num_points,
-        num_hypotheses=options.num_hypotheses,
-        num_inference_steps=options.steps,
-        sampler=options.sampler,
-        seed=options.seed,
+    settings = Settings(
+        options.num_hypotheses,
+        options.steps,
+        options.sampler,
+        options.seed,
         use_tokens=options.encoder != "none",
     )
+    given = Given(
+        video=options.video,
+        tracks=options.tracks,
+        intrinsics=options.intrinsics,
+        fov=options.fov,
+        num_points=options.num_points,
+    )
+    with staged_progress() as report:
+        stages = Stages(report)
+        with stages.stage("reading"):
+            given = dataclasses.replace(given, video=read(options))
+        with stages.stage("loading"):
+            pipe = load_pipeline(options)
+        observation = observe(given, options.seed, stages)
+        result = pipe.sample(observation, settings, stages, FeatureCache.default())
+        with stages.stage("writing") as progress:
+            files = write_all(
+                result.hypotheses,
+                options.out,
+                clip=result.clip,
+                assumptions=result.assumptions,
+                timings=result.timings,
+                progress=progress,
+            )
     for name, value in result.assumptions.items():
         print(f"  {name}: {value}")
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bars:
-        bar = bars.add_task("writing")
-        files = write_all(
-            result.hypotheses,
-            options.out,
-            clip=result.clip,
-            assumptions=result.assumptions,
-            timings=result.timings,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )
     for file in files.values():
         print(f"  {file}")
     return 0
 
 
-def check_numbers(options: Sample) -> None:
-    """Refuse, before anything is read, what no video could make right.
+def silence_libraries() -> None:
+    """Keep the libraries' bars and advice to themselves: a user of this command can't act on them.
 
-    Raises:
-        UserError: neither a video nor tracks; no hypotheses, points or steps; a negative seed.
+    Before they are imported: most of it is read off the environment then.
     """
-    from diffusion4d.errors import UserError
+    import warnings
 
-    if options.video is None and options.tracks is None:
-        raise UserError("need a video, or --tracks FILE.npz, got neither")
-    counts = {
-        "--num-hypotheses (-k)": options.num_hypotheses,
-        "--num-points": options.num_points,
-        "--steps": options.steps,
-    }
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UserError(f"need {name} of at least 1, got {count}")
-    if options.seed < 0:
-        raise UserError(f"need a --seed of at least 0, got {options.seed}")
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["DIFFUSERS_VERBOSITY"] = "error"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def staged_progress() -> "Iterator[Callable[[str, int, int], None]]":
+    """A bar for each stage, by its name, on standard error; where that is no terminal, nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("  {task.description:<9}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        known: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in known:
+                known[stage] = bars.add_task(stage)
+            bars.update(known[stage], completed=done, total=total)
+
+        yield report
+
+
+def read(options: Sample) -> "Clip | None":
+    """The range of the video that was asked for; None for tracks alone."""
+    from diffusion4d.clip import read_clip
+
+    if options.video is None:
+        return None
+    return read_clip(options.video, **dataclasses.asdict(options.range))
 
 
 def load_pipeline(options: Sample) -> "Diffusion4DPipeline":
@@ -204,25 +240,24 @@ def load_pipeline(options: Sample) -> "Diffusion4DPipeline":
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("need CUDA for --device cuda, and torch finds none")
     pipe = Diffusion4DPipeline.from_pretrained(options.model).to(device)
+    # The bars of this command take its place.
+    pipe.set_progress_bar_config(disable=True)
     if options.encoder not in (None, "none"):
         pipe.use_encoder(options.encoder)
     return pipe
 
 
-def intrinsics_of_clip(
-    given: tuple[float, float, float, float] | None, clip: "Clip | None"
-) -> tuple[float, ...] | None:
-    """The user's intrinsics are of the source video; the clip was shrunk."""
-    if given is None or clip is None:
-        return given
-    down = [small / large for small, large in zip(clip.size, clip.source_size, strict=True)]
-    scale = (down[1], down[0], down[1], down[0])
-    return tuple(value * factor for value, factor in zip(given, scale, strict=True))
-
-
 def train(config: "Train") -> int:
     """Train a network; a run that was interrupted goes on from its last checkpoint."""
     from diffusion4d import train as training
+
+    print(f"wrote {training.run(config)}")
+    return 0
+
+
+def train_encoder(config: "TrainEncoder") -> int:
+    """Train the small encoder; a run that was interrupted goes on from its last checkpoint."""
+    from diffusion4d import train_encoder as training
 
     print(f"wrote {training.run(config)}")
     return 0

@@ -3,43 +3,68 @@ r"""From a video, or from tracks alone, to K hypotheses.
     pipe = Diffusion4DPipeline.from_pretrained("tiny")
     hypotheses = pipe("cat.mp4", num_hypotheses=16, seed=0)
 
-Data flows one way: video -> Clip -> Tracks, key-frame tokens -> Evidence -> samples -> snap -> Hypotheses.
+Data flows one way, and each arrow may be called alone:
+
+    Given --observe--> Observation --encode--> Evidence --sample, snap--> Hypotheses
 
 Shape letters:  K hypotheses   N points   M control points   T frames   F key frames.
 """
 
 import dataclasses
-import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusion4d import cameras, denoiser, sampling, splines
-from diffusion4d.clip import Clip, read_clip
+from diffusion4d.clip import Clip
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.models import find_model
+from diffusion4d.observation import Given, Observation, Video, observe
 from diffusion4d.sampling import SamplerName
 from diffusion4d.snap import snap
-from diffusion4d.tracking import Tracks, query_points, track_lk
+from diffusion4d.stages import Progress, Stages
 from priors.cache import FeatureCache
 from priors.dinov3 import Encoder, load_encoder
-
-Video = str | Path | np.ndarray | Tensor | Clip
+from samplers.tables import Table
 
 NUM_KEY_FRAMES = 6
 NUM_HYPOTHESES = 16
 NUM_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to sample. num_hypotheses: K, None for what is usual of the model. steps: denoiser evaluations (NFE) each.
+
+    Raises:
+        UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler.
+    """
+
+    num_hypotheses: int | None = None
+    steps: int = NUM_STEPS
+    sampler: SamplerName = "ancestral"
+    seed: int = 0
+    use_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_hypotheses is not None and self.num_hypotheses < 1:
+            raise UserError(f"need at least 1 hypothesis, got {self.num_hypotheses}")
+        if self.steps < 1:
+            raise UserError(f"need at least 1 inference step, got {self.steps}")
+        if self.sampler not in get_args(SamplerName):
+            names = ", ".join(get_args(SamplerName))
+            raise UserError(f"need a sampler out of {names}, got {self.sampler!r}")
+        if self.seed < 0:
+            raise UserError(f"need a seed of at least 0, got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +85,11 @@ class Diffusion4DPipeline(DiffusionPipeline):
         regressor: the "gaussian" network an anchored sampler stands on.
         encoder: name of the encoder whose tokens the transformer was trained with; None for tracks only.
         encoder_fingerprint: content hash of that encoder; another encoder is refused.
+        encoder_preprocessing: the size and fit its frames were brought to (`preprocessing_of`); others are refused.
+            None where that is not known.
+
+    Raises:
+        ValueError: a "gaussian" transformer, or one whose regressor is missing or not wanted.
     """
 
     _optional_components = ["regressor"]  # noqa: RUF012 — diffusers declares it so.
@@ -71,15 +101,28 @@ class Diffusion4DPipeline(DiffusionPipeline):
         regressor: TrajectoryDiT | None = None,
         encoder: str | None = None,
         encoder_fingerprint: str | None = None,
+        encoder_preprocessing: str | None = None,
     ) -> None:
         super().__init__()
+        if transformer.config["output"] not in ("velocity", "mean"):
+            output = transformer.config["output"]
+            raise ValueError(f'need a "velocity" or a "mean" transformer, got a {output!r} network')
+        if transformer.config["anchored"] != (regressor is not None):
+            raise ValueError(
+                f"the transformer stands on a regressor: {transformer.config['anchored']}, "
+                f"got a regressor: {regressor is not None}"
+            )
         self.register_modules(transformer=transformer, regressor=regressor)
-        self.register_to_config(encoder=encoder, encoder_fingerprint=encoder_fingerprint)
+        self.register_to_config(
+            encoder=encoder,
+            encoder_fingerprint=encoder_fingerprint,
+            encoder_preprocessing=encoder_preprocessing,
+        )
         self._encoder: Encoder | None = None
         self._source = "model in memory"
 
     @classmethod
-    def from_pretrained(cls, model: str | Path = "tiny", **kwargs: Any) -> Self:
+    def from_pretrained(cls, model: str | Path = "tiny", **kwargs: Any) -> "Diffusion4DPipeline":
         """Load a packaged model by name ("tiny", "tiny-l2"), or one from a folder. Never fetches anything.
 
         Raises:
@@ -94,6 +137,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
                 use_safetensors=True,
                 **kwargs,
             )
+            for name in ("transformer", "regressor"):
+                _require_all_weights(folder / name, getattr(pipe, name))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"cannot load the model in {folder}, its files are damaged: {error}"
@@ -130,204 +175,175 @@ class Diffusion4DPipeline(DiffusionPipeline):
                 f"({self.config['encoder_fingerprint'][:8]}…), got {str(name_or_folder)!r} "
                 f"({encoder.fingerprint[:8]}…): their tokens mean different things"
             )
+        trained, arrived = self.config["encoder_preprocessing"], preprocessing_of(encoder)
+        if trained not in (None, arrived):
+            raise UserError(
+                f"the model {self._source} was trained with frames brought to {trained}, "
+                f"got an encoder that brings them to {arrived}"
+            )
         self._encoder = encoder.to(self.device)
 
-    def __call__(self, video: Video | None = None, **options: Any) -> Hypotheses:
-        """Sample hypotheses; see `run` for the options, which also returns what was assumed."""
-        return self.run(video, **options).hypotheses
-
-    @torch.no_grad()
-    def run(
+    def __call__(
         self,
         video: Video | None = None,
         *,
-        tracks: Tracks | np.ndarray | Tensor | str | Path | None = None,
-        visibility: np.ndarray | Tensor | None = None,
-        intrinsics: Sequence[float] | Tensor | None = None,
-        size: tuple[int, int] | None = None,
-        fov: float | None = None,
-        queries: np.ndarray | Tensor | None = None,
-        num_points: int = 128,
         num_hypotheses: int | None = None,
         num_inference_steps: int = NUM_STEPS,
         sampler: SamplerName = "ancestral",
         seed: int = 0,
         use_tokens: bool = True,
-        cache: FeatureCache | None = None,
-    ) -> Result:
+        **given: Any,
+    ) -> Hypotheses:
         """Sample K hypotheses of a clip.
 
         Args:
             video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
-            tracks: [T, N, 2] px, a `Tracks`, or an npz file; without them points are chosen and tracked.
-            visibility: [T, N] in [0, 1], for tracks given as an array; all seen by default.
-            intrinsics: (fx, fy, cx, cy) px of the clip; size: (H, W) px that tracks alone belong to.
-            fov: degrees over the longer side of the image, in place of intrinsics.
-            queries: [N, 2] px in the anchor frame; num_points: how many to choose otherwise.
             num_hypotheses: K, 16 by default; a deterministic model gives 1.
             num_inference_steps: denoiser evaluations (NFE) a hypothesis.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
+            given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`: see `Given`.
 
         Raises:
             UserError: an argument that cannot be used; the message says what was required and what arrived.
         """
-        stages = _Stages()
-        K = self._num_hypotheses(num_hypotheses)
-        table = sampling.table_for(sampler, num_inference_steps)
-        seeds = sampling.seeds_from(seed, K)
-        clip = video if isinstance(video, Clip) or video is None else read_clip(video)
-        stages.done("read")
-        observed = self._tracks(clip, tracks, visibility, size, queries, num_points, seed)
-        stages.done("track")
-        camera, how = _intrinsics(observed, intrinsics, fov)
-        u = (
-            clip.u
-            if clip is not None
-            else torch.linspace(0, 1, len(observed.tracks), dtype=torch.float64)
-        )
-        evidence = self._evidence(observed, camera, u, known=how == "given")
-        if clip is not None and use_tokens and self.config["encoder"] is not None:
-            evidence = self._with_tokens(evidence, clip, observed, camera, cache)
-        stages.done("encode")
-        prepared = denoiser.prepare(self.transformer, evidence, self.regressor)
-        ctrl = self._sample(prepared, seeds, table)
-        stages.done("sample")
-        rays = cameras.normalise(observed.tracks, camera).transpose(0, 1).to(ctrl)
-        seen = observed.visibility.transpose(0, 1).to(ctrl)
-        ctrl = snap(ctrl, rays, seen, u.to(ctrl))
-        ctrl = ctrl / _anchor_depth(ctrl)
-        stages.done("snap")
+        settings = Settings(num_hypotheses, num_inference_steps, sampler, seed, use_tokens)
+        # Refused before the video is read and tracked.
+        self._num_hypotheses(settings)
+        stages = Stages()
+        observation = observe(Given(video, **given), seed, stages)
+        return self.sample(observation, settings, stages).hypotheses
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observation: Observation,
+        settings: Settings | None = None,
+        stages: Stages | None = None,
+        cache: FeatureCache | None = None,
+    ) -> Result:
+        """Sample hypotheses of an observed clip, and say what was assumed.
+
+        Args:
+            stages: told of progress, beside diffusers' own bar (`set_progress_bar_config` turns that off).
+            cache: where tokens of key frames are kept; none by default.
+
+        Raises:
+            UserError: a wish that this model cannot fulfil, or its encoder cannot be loaded.
+        """
+        settings = settings or Settings()
+        stages = stages or Stages()
+        K = self._num_hypotheses(settings)
+        table = sampling.table_for(settings.sampler, settings.steps)
+        seeds = sampling.seeds_from(settings.seed, K)
+        with stages.stage("encoding"):
+            evidence = self.encode(observation, use_tokens=settings.use_tokens, cache=cache)
+            prepared = denoiser.prepare(self.transformer, evidence, self.regressor)
+        with stages.stage("sampling") as progress:
+            ctrl = _on_tracks(self._sample(prepared, seeds, table, progress), observation)
         hypotheses = Hypotheses(
             control_points=ctrl.float().cpu(),
             knots=splines.knot_vector(ctrl.shape[-2]),
             degree=3,
-            times=u,
-            query_points=observed.tracks[0],
-            tracks=observed.tracks,
-            visibility=observed.visibility,
-            intrinsics=camera,
-            size=observed.size,
-            extrinsics=torch.eye(4).expand(len(u), 4, 4).clone(),
+            times=observation.u,
+            query_points=observation.tracks.tracks[0],
+            tracks=observation.tracks.tracks,
+            visibility=observation.tracks.visibility,
+            intrinsics=observation.intrinsics,
+            size=observation.size,
+            extrinsics=torch.eye(4).expand(len(observation.u), 4, 4).clone(),
             seeds=torch.tensor(seeds),
         )
         assumptions = {
             "model": self._source,
-            "sampler": "none (deterministic)" if self.deterministic else sampler,
-            "steps": 1 if self.deterministic else table.num_steps,
-            "intrinsics": how,
-            "fov_degrees": round(_fov(camera, observed.size), 2),
-            "tracks": "lucas-kanade" if tracks is None else "given",
+            "sampler": "none (deterministic)" if self.deterministic else settings.sampler,
+            "steps": 1 if self.deterministic else settings.steps,
+            "intrinsics": observation.camera,
+            "fov_degrees": round(observation.fov, 2),
+            "tracks": observation.tracked,
             "encoder": self.config["encoder"] if evidence.tokens is not None else None,
             "camera": "still: trajectories are in each instant's own camera frame",
         }
-        return Result(hypotheses, clip, assumptions, stages.seconds)
+        return Result(hypotheses, observation.clip, assumptions, dict(stages.seconds))
 
-    def _num_hypotheses(self, wanted: int | None) -> int:
-        if wanted is not None and wanted < 1:
-            raise UserError(f"need at least 1 hypothesis, got {wanted}")
+    @torch.no_grad()
+    def encode(
+        self,
+        observation: Observation,
+        *,
+        use_tokens: bool = True,
+        cache: FeatureCache | None = None,
+    ) -> Evidence:
+        """What the network is told of a clip: tracks in the spline basis and, from a video, patch tokens.
+
+        Raises:
+            UserError: the model's encoder cannot be loaded.
+        """
+        tracks = observation.tracks
+        evidence = observe_tracks(
+            tracks.tracks.transpose(0, 1)[None],
+            tracks.visibility.transpose(0, 1)[None],
+            observation.intrinsics[None],
+            torch.tensor([observation.size], dtype=torch.float32),
+            observation.u.float(),
+            self.transformer.config["num_ctrl"],
+            focal_known=torch.tensor([float(observation.camera == "given")]),
+        )
+        clip = observation.clip
+        if clip is None or not use_tokens or self.config["encoder"] is None:
+            return evidence.to(self.device)
+        if self._encoder is None:
+            self.use_encoder(self.config["encoder"])
+        assert self._encoder is not None
+        encoder = self._encoder.to(self.device)
+        frames = key_frames(clip.u, NUM_KEY_FRAMES)
+        grid = encoder.encode(clip.frames[frames], clip.u[frames].float(), cache)
+        tokens = Tokens.of_clip(
+            grid.to("cpu"),
+            tracks.tracks[frames].transpose(0, 1),
+            tracks.visibility[frames].transpose(0, 1),
+            observation.intrinsics,
+        )
+        return dataclasses.replace(evidence, tokens=tokens).to(self.device)
+
+    def _num_hypotheses(self, settings: Settings) -> int:
+        wanted = settings.num_hypotheses
         if not self.deterministic:
             return NUM_HYPOTHESES if wanted is None else wanted
         if wanted not in (None, 1):
             raise UserError(f"the model {self._source} gives one answer, got a wish for {wanted}")
         return 1
 
-    def _tracks(
-        self,
-        clip: Clip | None,
-        tracks: Tracks | np.ndarray | Tensor | str | Path | None,
-        visibility: np.ndarray | Tensor | None,
-        size: tuple[int, int] | None,
-        queries: np.ndarray | Tensor | None,
-        num_points: int,
-        seed: int,
-    ) -> Tracks:
-        if tracks is None:
-            if clip is None:
-                raise UserError("need a video or tracks, got neither")
-            if queries is None:
-                return track_lk(clip, query_points(clip, num_points, seed=seed))
-            return track_lk(clip, torch.as_tensor(queries, dtype=torch.float32))
-        # Tracks that do not say which image they belong to are of the video as it is on disk.
-        extent = size if clip is None else clip.source_size
-        if isinstance(tracks, str | Path):
-            tracks = Tracks.load(tracks, size=extent)
-        elif not isinstance(tracks, Tracks):
-            if extent is None:
-                raise UserError("tracks alone need the size (H, W) of the image they belong to")
-            seen = np.ones(np.shape(tracks)[:-1]) if visibility is None else visibility
-            tracks = Tracks.from_arrays(tracks, seen, size=extent)
-        if clip is None:
-            return tracks
-        if len(tracks.tracks) != clip.T:
-            raise UserError(
-                f"need tracks over the {clip.T} frames of the clip, got {len(tracks.tracks)}; "
-                "choose the range of the video that was tracked"
-            )
-        return tracks.resized(clip.size)
-
-    def _evidence(
-        self,
-        observed: Tracks,
-        intrinsics: Float[Tensor, "4"],
-        u: Float[Tensor, "T"],
-        *,
-        known: bool,
-    ) -> Evidence:
-        evidence = observe_tracks(
-            observed.tracks.transpose(0, 1)[None],
-            observed.visibility.transpose(0, 1)[None],
-            intrinsics[None],
-            torch.tensor([observed.size], dtype=torch.float32),
-            u.float(),
-            self.transformer.config["num_ctrl"],
-            focal_known=torch.tensor([float(known)]),
-        )
-        return evidence.to(self.device)
-
-    def _with_tokens(
-        self,
-        evidence: Evidence,
-        clip: Clip,
-        observed: Tracks,
-        intrinsics: Float[Tensor, "4"],
-        cache: FeatureCache | None,
-    ) -> Evidence:
-        if self._encoder is None:
-            self.use_encoder(self.config["encoder"])
-        assert self._encoder is not None
-        frames = key_frames(clip.u, NUM_KEY_FRAMES)
-        grid = self._encoder.encode(clip.frames[frames], clip.u[frames].float(), cache)
-        tokens = Tokens.of_clip(
-            grid.to("cpu"),
-            observed.tracks[frames].transpose(0, 1),
-            observed.visibility[frames].transpose(0, 1),
-            intrinsics,
-        )
-        return dataclasses.replace(evidence, tokens=tokens).to(self.device)
-
     def _sample(
-        self, prepared: denoiser.ClipDenoiser, seeds: Sequence[int], table: Any
+        self, prepared: denoiser.ClipDenoiser, seeds: list[int], table: Table, progress: Progress
     ) -> Float[Tensor, "K N M 3"]:
+        """Sample under diffusers' own progress bar, which counts percents: hypotheses share their steps."""
         if self.deterministic:
             return sampling.answer(prepared)
-        with self.progress_bar(total=100) as bar:
-            return sampling.sample(
-                prepared, seeds, table, lambda done, total: bar.update(100 * done // total - bar.n)
-            )
+        # diffusers' decorator hides the signature from type checkers.
+        with self.progress_bar(total=100) as bar:  # pyright: ignore[reportCallIssue]
+
+            def report(done: int, total: int) -> None:
+                bar.update(100 * done // total - bar.n)
+                progress(done, total)
+
+            return sampling.sample(prepared, seeds, table, report)
 
 
-class _Stages:
-    """Seconds a stage."""
+def _require_all_weights(folder: Path, network: TrajectoryDiT | None) -> None:
+    """diffusers fills in random numbers where a file lacks weights, and merely warns."""
+    if network is None:
+        return
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
+        missing = sorted(set(network.state_dict()) - set(file.keys()))
+    if missing:
+        raise ValueError(f"need {missing[0]} in {folder.name}, and {len(missing)} are missing")
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
 
-    def done(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._since, 3)
-        self._since = now
+def preprocessing_of(encoder: Encoder) -> str:
+    """Size and fit of an encoder's preprocessing: what its fingerprint leaves out, since any grid of tokens goes."""
+    size = encoder.preprocessing.size
+    return f"{'own size' if size is None else f'{size[0]}x{size[1]}'}, {encoder.preprocessing.fit}"
 
 
 def key_frames(u: Float[Tensor, "T"], count: int) -> Tensor:
@@ -336,32 +352,13 @@ def key_frames(u: Float[Tensor, "T"], count: int) -> Tensor:
     return (u[None].double() - wanted[:, None].double()).abs().argmin(1).unique()
 
 
-def _intrinsics(
-    observed: Tracks, intrinsics: Sequence[float] | Tensor | None, fov: float | None
-) -> tuple[Float[Tensor, "4"], Literal["given", "assumed"]]:
-    """The clip's intrinsics: the user's, the tracks' own, or a default field of view."""
-    if intrinsics is not None and fov is not None:
-        raise UserError("need intrinsics or a field of view, got both")
-    if fov is not None:
-        return cameras.intrinsics_from_fov(observed.size, fov), "given"
-    given = intrinsics if intrinsics is not None else observed.intrinsics
-    if given is None:
-        return cameras.intrinsics_from_fov(observed.size), "assumed"
-    camera = torch.as_tensor(given, dtype=torch.float32)
-    if (
-        camera.shape != (4,)
-        or not bool(camera.isfinite().all())
-        or not bool((camera[:2] > 0).all())
-    ):
-        raise UserError(f"need intrinsics (fx, fy, cx, cy) in px with fx, fy > 0, got {given}")
-    return camera, "given"
-
-
-def _fov(intrinsics: Float[Tensor, "4"], size: tuple[int, int]) -> float:
-    focal = intrinsics[1 if size[0] >= size[1] else 0].item()
-    return math.degrees(2 * math.atan(max(size) / 2 / focal))
-
-
-def _anchor_depth(ctrl: Float[Tensor, "K N M 3"]) -> Float[Tensor, "K 1 1 1"]:
-    """Median depth of the anchor frame's points: clamped splines start at their first control point."""
-    return ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]
+def _on_tracks(
+    ctrl: Float[Tensor, "K N M 3"], observation: Observation
+) -> Float[Tensor, "K N M 3"]:
+    """Snap to the tracks; scale so that the median depth of the anchor frame is 1."""
+    tracks = observation.tracks
+    rays = cameras.normalise(tracks.tracks, observation.intrinsics).transpose(0, 1).to(ctrl)
+    seen = tracks.visibility.transpose(0, 1).to(ctrl)
+    ctrl = snap(ctrl, rays, seen, observation.u.to(ctrl))
+    # Clamped splines start at their first control point.
+    return ctrl / ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]

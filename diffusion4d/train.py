@@ -6,6 +6,9 @@ losses as one that was not. Two commands make a sampler that stands on a regress
     diffusion4d train --objective gaussian --out runs/regressor
     diffusion4d train --objective velocity --regressor runs/regressor/model --out runs/tiny
     diffusion4d train --objective mean --out runs/tiny-l2
+
+A finished run holds `model`, the network, and for a sampler or a twin also `pipeline`, the folder that
+`diffusion4d sample --model` takes.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import nn
 
 from diffusion4d import checkpoint, denoiser, objectives
@@ -59,7 +63,7 @@ def draw_example(
     }
     batch = config.optimisation.batch
     if imaged and torch.rand((), generator=generator) < config.image_share:
-        return draw_with_tokens(imaged, generator, batch=batch, **settings)
+        return draw_with_tokens(list(imaged), generator, batch=batch, **settings)
     chosen = torch.randint(len(worlds), (batch,), generator=generator)
     return draw(worlds.take(chosen), generator, **settings)
 
@@ -80,13 +84,12 @@ def calibration_example(config: Train, worlds: Worlds) -> Example:
 
 def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> TrajectoryDiT:
     """A network with its coordinates and noise, fitted to the worlds or taken over from `start_from`."""
-    given = TrajectoryDiT.from_pretrained(config.start_from) if config.start_from else None
+    given = read_network(config.start_from) if config.start_from else None
     goes_on = given is not None and given.config["output"] == config.objective
-    coordinates, noise = (
-        (given.config["coordinates"], given.config["noise"])
-        if goes_on
-        else fit_whitening(config, worlds, regressor)
-    )
+    if given is not None and goes_on:
+        coordinates, noise = given.config["coordinates"], given.config["noise"]
+    else:
+        coordinates, noise = fit_whitening(config, worlds, regressor)
     torch.manual_seed(config.seed)
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),
@@ -162,6 +165,18 @@ class Objective(nn.Module):
                 )
 
 
+def read_network(folder: Path) -> TrajectoryDiT:
+    """A finished network.
+
+    Raises:
+        UserError: there is none in the folder, or it is damaged.
+    """
+    try:
+        return TrajectoryDiT.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"need a finished model in {folder}: {error}") from error
+
+
 def load_regressor(config: Train) -> TrajectoryDiT | None:
     """The frozen regressor a sampler stands on, if one was asked for.
 
@@ -172,7 +187,7 @@ def load_regressor(config: Train) -> TrajectoryDiT | None:
         return None
     if config.objective != "velocity":
         raise UserError(f"--regressor goes with --objective velocity, got {config.objective}")
-    regressor = TrajectoryDiT.from_pretrained(config.regressor)
+    regressor = read_network(config.regressor)
     if regressor.config["output"] != "gaussian":
         raise UserError(
             f'need a "gaussian" regressor, {config.regressor} is a {regressor.config["output"]!r} network'
@@ -208,6 +223,46 @@ def images_for(config: Train, progress: Progress) -> list[TokenisedWorlds]:
     return tokenise_pool(shards, config.rendered, load_encoder(config.encoder), report)
 
 
+def require_same(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT | None) -> None:
+    """Refuse to go on with the checkpoint of another network.
+
+    Raises:
+        UserError: size or purpose differ from the configuration's.
+    """
+    wanted = {
+        **dataclasses.asdict(config.network),
+        "output": config.objective,
+        "anchored": regressor is not None,
+    }
+    for name, value in wanted.items():
+        if network.config[name] != value:
+            raise UserError(
+                f"the checkpoint in {config.out} is of another network, with {name} {network.config[name]}, "
+                f"got {value}; choose another --out"
+            )
+
+
+def save_finished(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT | None) -> Path:
+    """Write the network and, for one that can answer, its pipeline; returns the more useful folder."""
+    from diffusion4d.pipeline import Diffusion4DPipeline, preprocessing_of
+
+    model = config.out / "model"
+    network.save_pretrained(model)
+    if config.objective == "gaussian":
+        return model
+    trained_with = {}
+    if config.rendered is not None:
+        encoder = load_encoder(config.encoder)
+        trained_with = {
+            "encoder": config.encoder,
+            "encoder_fingerprint": encoder.fingerprint,
+            "encoder_preprocessing": preprocessing_of(encoder),
+        }
+    pipeline = config.out / "pipeline"
+    Diffusion4DPipeline(network, regressor, **trained_with).save_pretrained(pipeline)
+    return pipeline
+
+
 def run(config: Train) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the folder of the finished model."""
     columns = (
@@ -231,10 +286,15 @@ def _run(config: Train, progress: Progress) -> Path:
             project_dir=str(config.out), logging_dir=str(config.out)
         ),
     )
+    # What may be refused comes before hours of drawing worlds.
+    regressor = load_regressor(config)
+    state = config.out / "checkpoint.safetensors"
+    network = checkpoint.network(state) if state.exists() else None
     worlds = worlds_for(config, progress)
     imaged = images_for(config, progress)
-    regressor = load_regressor(config)
-    network = build(config, worlds, regressor)
+    if network is None:
+        network = build(config, worlds, regressor)
+    require_same(config, network, regressor)
     ema = EMAModel(
         network.parameters(), decay=config.optimisation.ema, use_ema_warmup=True, power=0.75
     )
@@ -244,7 +304,6 @@ def _run(config: Train, progress: Progress) -> Path:
         betas=(0.9, 0.99),
         weight_decay=0.01,
     )
-    state = config.out / "checkpoint.safetensors"
     done = checkpoint.load(state, network, ema, optimiser) if state.exists() else 0
     for group in optimiser.param_groups:
         group["initial_lr"] = config.optimisation.learning_rate
@@ -260,6 +319,7 @@ def _run(config: Train, progress: Progress) -> Path:
         loss = model(example, generator)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optimisation.clip_norm)
+        assert norm is not None
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
@@ -272,6 +332,4 @@ def _run(config: Train, progress: Progress) -> Path:
             checkpoint.save(state, step + 1, network, ema, optimiser)
     accelerator.end_training()
     ema.copy_to(network.parameters())
-    finished = config.out / "model"
-    network.save_pretrained(finished)
-    return finished
+    return save_finished(config, network, regressor)

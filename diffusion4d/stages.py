@@ -1,0 +1,40 @@
+"""The stages of a run by name: how far each has come, and how long it took."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+Progress = Callable[[int, int], None]
+"""Called with (units done, units in all)."""
+
+
+class Stages:
+    """Times stages, and tells whoever listens how far they are.
+
+    Args:
+        report: called as `report(stage, done, total)`, with done = 0 when a stage begins and done = total at its end.
+
+    Attributes:
+        seconds: by the name of each finished stage, in the order they ran.
+    """
+
+    def __init__(self, report: Callable[[str, int, int], None] | None = None) -> None:
+        self._report = report
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Run a stage. Yields what a stage of several units may call after each of them."""
+        total_seen = 1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal total_seen
+            total_seen = total
+            if self._report is not None:
+                self._report(name, done, total)
+
+        since = time.perf_counter()
+        progress(0, 1)
+        yield progress
+        self.seconds[name] = round(time.perf_counter() - since, 3)
+        progress(total_seen, total_seen)
