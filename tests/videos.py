@@ -1,11 +1,10 @@
 """Small videos for tests, written with PyAV."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
 QUADRANTS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 20]]], np.uint8)
@@ -25,11 +24,24 @@ def counting(num_frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3)).copy()
 
 
-def texture(height: int, width: int, seed: int = 0, scale: float = 2.0) -> np.ndarray:
-    """Smooth random grey [H, W] float64 in 0..255, band limited so that subpixel shifts mean something."""
-    noise = np.random.default_rng(seed).standard_normal((height, width))
-    smooth = cv2.GaussianBlur(noise, (0, 0), scale, borderType=cv2.BORDER_WRAP)
-    return np.clip(128 + 45 * smooth / smooth.std(), 0, 255)
+def waves(seed: int = 0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A texture known at every (x, y) px, not only at pixels: 60 plane waves of 6 to 40 px, grey levels in 0..255."""
+    rng = np.random.default_rng(seed)
+    angle, phase = rng.uniform(0, 2 * np.pi, (2, 60))
+    number = 2 * np.pi / rng.uniform(6, 40, 60)
+    kx, ky = number * np.cos(angle), number * np.sin(angle)
+
+    def value(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        total = sum(np.cos(kx[i] * x + ky[i] * y + phase[i]) for i in range(60))
+        return np.clip(128 + 9 * total, 0, 255)
+
+    return value
+
+
+def centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y [H, W] px of the pixel centres, which are at integer + 0.5."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    return x, y
 
 
 def write_video(
