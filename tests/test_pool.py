@@ -1,0 +1,107 @@
+"""A pool of worlds: the same whoever draws it, whole shards only, gaps filled."""
+
+import dataclasses
+
+import pytest
+import torch
+from models import simple_worlds
+from safetensors.torch import load_file, save_file
+
+from diffusion4d.config import PoolSpec
+from diffusion4d.scenes import pool
+
+SPEC = PoolSpec(worlds=4, points=6, frames=5, first_seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "SHARD", 2)
+
+
+class Inline:
+    """Stands in for a pool of processes: a spawned one would not see the small shards."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def imap_unordered(self, work, jobs):
+        # Several processes finish in any order.
+        return map(work, jobs if self.processes == 1 else reversed(jobs))
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = type("Context", (), {"Pool": Inline})
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)
+
+
+def test_worlds_do_not_depend_on_processes_or_shards(tmp_path, monkeypatch):
+    one = pool.load_pool(pool.draw_pool(tmp_path / "one", SPEC, processes=1))
+    two = pool.load_pool(pool.draw_pool(tmp_path / "two", SPEC, processes=2))
+    monkeypatch.setattr(pool, "SHARD", 1)
+    alone = pool.load_pool(pool.draw_pool(tmp_path / "alone", dataclasses.replace(SPEC, worlds=2)))
+    for field in dataclasses.fields(one):
+        assert torch.equal(getattr(one, field.name), getattr(two, field.name)), field.name
+        assert torch.equal(getattr(one, field.name)[:2], getattr(alone, field.name)), field.name
+    assert one.points.shape == (4, 6, 5, 3)
+    assert one.visible.dtype == one.moving.dtype == torch.bool
+
+
+def test_spawned_processes_draw_what_this_one_draws(tmp_path):
+    job = (dataclasses.replace(SPEC, worlds=2), 3, tmp_path / "shard.safetensors")
+    threads = torch.get_num_threads()
+    pool._write_shard(job)
+    torch.set_num_threads(threads)
+    written, drawn = load_file(job[2]), pool.draw_shard(SPEC, 3, 2)
+    assert written.keys() == drawn.keys()
+    for name, tensor in drawn.items():
+        assert torch.equal(written[name], tensor), name
+
+
+def test_an_interrupted_pool_goes_on(tmp_path, monkeypatch):
+    drawn = []
+    shard = pool.draw_shard
+
+    def interrupted(spec, first_seed, count):
+        drawn.append(first_seed)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return shard(spec, first_seed, count)
+
+    monkeypatch.setattr(pool, "draw_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.draw_pool(tmp_path, SPEC)
+    assert [path.name for path in tmp_path.iterdir()] == ["3-6x5.safetensors"]
+    # What a killed process leaves is hidden, and never read.
+    (tmp_path / ".5-6x5-abc.safetensors").write_bytes(b"half")
+    reports = []
+    paths = pool.draw_pool(tmp_path, SPEC, progress=lambda *report: reports.append(report))
+    assert drawn == [3, 5, 5]
+    assert [path.name for path in paths] == ["3-6x5.safetensors", "5-6x5.safetensors"]
+    assert reports == [(1, 2), (2, 2)]
+    assert len(pool.load_pool(paths)) == 4
+    pool.draw_pool(tmp_path, SPEC)
+    assert drawn == [3, 5, 5]
+
+
+def test_taking_keeps_the_order():
+    worlds = simple_worlds(4)
+    taken = worlds.take(torch.tensor([2, 0, 2]))
+    assert len(taken) == 3
+    assert torch.equal(taken.points[0], worlds.points[2])
+    assert torch.equal(taken.intrinsics[1], worlds.intrinsics[0])
+
+
+def test_shards_are_stacked_in_the_order_given(tmp_path):
+    worlds = simple_worlds(4)
+    for name, part in (("b", slice(0, 2)), ("a", slice(2, 4))):
+        tensors = {f.name: getattr(worlds, f.name)[part] for f in dataclasses.fields(worlds)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / name)
+    together = pool.load_pool([tmp_path / "b", tmp_path / "a"])
+    assert torch.equal(together.points, worlds.points)
