@@ -4,9 +4,9 @@ Every batch is a pure function of (worlds, seed), so a run that was killed draws
 
 Symmetries that leave the problem as it was: mirror, rotation about the optical axis, any crop of time, its reversal,
 any subset of the points. Evidence is dropped at random: all tracks but their first frame, or the focal length.
-Where the focal length is withheld a default stands in, and the scene the network must answer with is the one a camera of
-that focal length would see: X and Y stretched by the ratio of true to assumed, Z as it was, so that every hypothesis
-still projects onto its tracks.
+Where the focal length is withheld a default stands in, and the scene the network must answer with is the one a
+camera of that focal length would see: X and Y stretched by the ratio of true to assumed, Z as it was, so that every
+hypothesis still projects onto its tracks.
 
 Shape letters:  B clips   N points   M control points   T frames.
 """
