@@ -77,21 +77,34 @@ def ddim(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
     return Table(grid, a, b, torch.zeros_like(a), torch.zeros_like(a))
 
 
-def ancestral(schedule: Schedule, grid: Float64[Tensor, "times"], eta: float = 1.0) -> Table:
+def ancestral(
+    schedule: Schedule,
+    grid: Float64[Tensor, "times"],
+    eta: float = 1.0,
+    data_variance: float = 0.0,
+) -> Table:
     """Replace a share of the implied noise by fresh noise.
 
     At eta = 1 a step draws from q(x_s | x_t, x_0) of the Markov chain, for any schedule; eta = 0 is
-    `ddim`. Raises ValueError unless 0 ≤ eta ≤ 1, or for a bad grid.
+    `ddim`. That takes x̂_0 for known, so few steps lose spread. `data_variance` v adds the variance that
+    x_0 has around x̂_0 if data are N(·, v): v σ_t² / (α_t² v + σ_t²). With v = 1 a step is exact for
+    standard normal data, in any number of steps; for α² + σ² = 1 that is the larger of the two variances
+    of Ho et al. 2020, sec. 3.2 (v = 0 is the smaller). Noise is then drawn in the last step too.
+    Raises ValueError unless 0 ≤ eta ≤ 1 and 0 ≤ data_variance < ∞, or for a bad grid.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"need 0 <= eta <= 1, got eta={eta}")
+    if not 0 <= data_variance < math.inf:
+        raise ValueError(f"need a finite data_variance >= 0, got {data_variance}")
     check_grid(grid)
     alpha, sigma, log_snr = schedule.alpha(grid), schedule.sigma(grid), schedule.log_snr(grid)
     # fresh² = σ_s² (1 − SNR_t / SNR_s); expm1 keeps its digits when the step is short.
     renewed = -torch.expm1(log_snr[:-1] - log_snr[1:])
-    e = eta * sigma[1:] * renewed.sqrt()
     a = sigma[1:] * (1 - eta**2 * renewed).sqrt() / sigma[:-1]
     b = alpha[1:] - alpha[:-1] * a
+    alpha_t, sigma_t = alpha[:-1].square(), sigma[:-1].square()
+    unknown = data_variance * sigma_t / (alpha_t * data_variance + sigma_t)
+    e = (eta**2 * sigma[1:].square() * renewed + b.square() * unknown).sqrt()
     return Table(grid, a, b, torch.zeros_like(a), e)
 
 

@@ -185,6 +185,25 @@ def test_standard_normal_data_keep_their_spread(schedule: Schedule, num_steps: i
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
+@pytest.mark.parametrize("num_steps", [1, 2, 8])
+@pytest.mark.parametrize("variance", [0.3, 1.0])
+def test_ancestral_with_the_data_variance_is_exact(
+    schedule, num_steps: int, variance: float
+) -> None:
+    oracle = Mixture.of(schedule, (1.0, 0.0, variance))
+    table = ancestral(schedule, uniform(num_steps), data_variance=variance)
+    var = torch.ones((), dtype=F64)
+    for a, b, e, t in zip(table.a, table.b, table.e, table.times[:-1], strict=True):
+        var = (a + b * oracle.denoise(torch.ones((), dtype=F64), t)) ** 2 * var + e**2
+    torch.testing.assert_close(var.item(), variance)
+
+
+def test_ancestral_refuses_a_bad_variance() -> None:
+    with pytest.raises(ValueError, match="data_variance >= 0, got -1"):
+        ancestral(CosineSchedule(), uniform(4), data_variance=-1.0)
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ancestral_keeps_the_variance_of_a_gaussian(schedule: Schedule, eta: float) -> None:
     variance = 0.3
