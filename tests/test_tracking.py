@@ -109,6 +109,21 @@ def test_an_occluder_hides_points_and_gives_them_back():
     assert error[seen[-1] > 0].max() < 1
 
 
+def test_a_slow_occluder_does_not_carry_points_along():
+    # At 1 px a frame each pair of frames matches, there and back: without memory every point would ride along.
+    x, y = centres(H, W)
+    behind, front = waves(2), waves(3)
+    edges = np.arange(60) - 4.0
+    clip = clip_of([np.where(x < e, front(x - e, y), behind(x, y)) for e in edges])
+    queries = inner_grid(14, 9)
+    seen = track_lk(clip, queries).visibility.numpy() > 0
+    covered = queries[:, 0].numpy() < edges[:, None] - 8
+    free = queries[:, 0].numpy() > edges[:, None] + 8
+    assert covered.sum() > 500
+    assert seen[covered].mean() < 0.2
+    assert seen[free].mean() > 0.99
+
+
 def test_hidden_points_hold_their_last_position():
     clip, _ = occluded()
     tracks = track_lk(clip, inner_grid(14))
