@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from diffusion4d import pictures
+from diffusion4d import pictures, splines
 from diffusion4d.errors import UserError
 from diffusion4d.pictures import Picture
 
@@ -148,3 +148,13 @@ def _check_range(
         raise UserError(
             f"need a shorter side of at least {SMALLEST_SIDE} px, got max_size={max_size}"
         )
+
+
+def key_frames(u: Float[Tensor, "T"], count: int) -> Int64[Tensor, "F"]:
+    """Places of the frames nearest to the Greville abscissae of a cubic with `count` control points, in order.
+
+    Each control point then has a picture of about its own time; the first and the last frame are among
+    them. A clip of fewer frames, or whose frames bunch in time, gives fewer.
+    """
+    wanted = splines.greville(max(4, min(count, len(u))))
+    return (u[None].double() - wanted[:, None]).abs().argmin(1).unique()

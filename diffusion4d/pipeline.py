@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusion4d import cameras, denoiser, sampling, splines
-from diffusion4d.clip import Clip
+from diffusion4d.clip import Clip, key_frames
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
@@ -344,12 +344,6 @@ def preprocessing_of(encoder: Encoder) -> str:
     """Size and fit of an encoder's preprocessing: what its fingerprint leaves out, since any grid of tokens goes."""
     size = encoder.preprocessing.size
     return f"{'own size' if size is None else f'{size[0]}x{size[1]}'}, {encoder.preprocessing.fit}"
-
-
-def key_frames(u: Float[Tensor, "T"], count: int) -> Tensor:
-    """Indices of the frames nearest to the Greville abscissae of a cubic with `count` control points."""
-    wanted = splines.greville(min(count, len(u)) if len(u) > 3 else 4)
-    return (u[None].double() - wanted[:, None].double()).abs().argmin(1).unique()
 
 
 def _on_tracks(

@@ -40,14 +40,14 @@ print(f"{clip.T} frames of {clip.size[1]} x {clip.size[0]} px")
 # %% [markdown]
 # ## Sample
 #
-# The clip is read, tracked and encoded once; all hypotheses share that. Hypothesis k has a seed of its own, so it is the
-# same whichever others are sampled beside it.
+# The clip is read, tracked and encoded once; all hypotheses share that. Hypothesis k has a seed of its own, so it
+# is the same whichever others are sampled beside it.
 
 # %%
 pipe = Diffusion4DPipeline.from_pretrained("tiny")
 pipe.set_progress_bar_config(disable=True)
 hyp = pipe(clip, num_hypotheses=HYPOTHESES, num_inference_steps=STEPS, num_points=POINTS, seed=0)
-hyp.control_points.shape  # K hypotheses, N points, M control points, xyz
+print("K hypotheses, N points, M control points, xyz:", list(hyp.control_points.shape))
 
 # %% [markdown]
 # ## The fan

@@ -12,7 +12,7 @@ from videos import write_video
 from diffusion4d import Diffusion4DPipeline, UserError, cameras, sampling
 from diffusion4d.clip import read_clip
 from diffusion4d.observation import Given, observe
-from diffusion4d.pipeline import Settings, key_frames
+from diffusion4d.pipeline import Settings
 from diffusion4d.tracking import Tracks
 from priors.dinov3 import load_encoder
 from priors.preprocessing import Preprocessing
@@ -207,14 +207,6 @@ def test_another_encoder_is_refused(folders, tmp_path):
         pipe.use_encoder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="trained without an encoder"):
         loaded(folders["sampler"]).use_encoder(folders["encoder"])
-
-
-def test_key_frames_are_spread_over_the_clip():
-    assert key_frames(torch.linspace(0, 1, 2), 6).tolist() == [0, 1]
-    frames = key_frames(torch.linspace(0, 1, 48), 6)
-    assert frames[0] == 0
-    assert frames[-1] == 47
-    assert len(frames) == 6
 
 
 def test_progress_bars_obey_diffusers(folders, capfd):

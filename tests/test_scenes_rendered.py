@@ -14,20 +14,18 @@ from diffusion4d.scenes.rendered import (
     draw_rendered,
     draw_world,
     image_size,
-    key_frames,
     load_rendered,
+    pictured,
 )
 from diffusion4d.scenes.world import compose
 
 SPEC = RenderedSpec(worlds=3, points=48, frames=12, key_frames=4, side=24, first_seed=40)
 
 
-def test_key_frames_are_spread_like_the_control_points() -> None:
-    # A cubic with 6 control points has Greville abscissae 0, 1/9, 1/3, 2/3, 8/9, 1.
-    assert key_frames(10, 6).tolist() == [0, 1, 3, 6, 8, 9]
-    assert key_frames(4, 4).tolist() == [0, 1, 2, 3]
+def test_a_world_has_a_frame_for_every_picture() -> None:
+    assert pictured(RenderedSpec(frames=10)).tolist() == [0, 1, 3, 6, 8, 9]
     with pytest.raises(ValueError, match=r"need at least 6 frames.*got 5"):
-        key_frames(5, 6)
+        pictured(RenderedSpec(frames=5))
 
 
 def test_images_keep_the_aspect() -> None:
@@ -76,7 +74,7 @@ def test_a_point_looks_the_same_in_all_its_frames() -> None:
     spec = RenderedSpec(points=96, frames=8, key_frames=4, side=160, samples=1)
     seed = next(s for s in range(40, 60) if _shadowless(s, spec))
     world, images = draw_world(seed, spec)
-    frames = key_frames(8, 4)
+    frames = pictured(spec)
     points = torch.from_numpy(world.points)[:, frames]
     pixels = project(points, torch.from_numpy(world.intrinsics)).numpy()
     height, width = images.shape[-2:]
@@ -99,5 +97,5 @@ def _shadowless(seed: int, spec: RenderedSpec) -> bool:
 def test_picture_is_of_the_scene_that_was_observed() -> None:
     world, images = draw_world(41, SPEC)
     scene = compose(world.scene_seed, num_frames=12, family=world.family)
-    again = render(scene, key_frames(12, 4).tolist(), images.shape[-2:], samples=1)
+    again = render(scene, pictured(SPEC).tolist(), images.shape[-2:], samples=1)
     assert np.abs(images / 255 - again).max() <= 0.5 / 255 + 1e-6

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
+from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
 from diffusion4d.scenes.observe import World
 from diffusion4d.scenes.pool import Worlds
 from diffusion4d.scenes.render import render
 from diffusion4d.scenes.world import compose, generate
-from diffusion4d.splines import greville
 
 SHARD = 32
 
@@ -49,15 +49,17 @@ class RenderedWorlds:
         return RenderedWorlds(self.worlds.take(index), self.images[index], self.frames)
 
 
-def key_frames(num_frames: int, count: int) -> Int64[Tensor, "F"]:
-    """Frames nearest to the Greville abscissae of a cubic with `count` control points; the first and the last are in.
+def pictured(spec: RenderedSpec) -> Int64[Tensor, "F"]:
+    """Places of the key frames in the T frames of a world.
 
     Raises:
-        ValueError: fewer frames than key frames, or fewer than the 4 control points of a cubic.
+        ValueError: fewer frames than key frames.
     """
-    if num_frames < count:
-        raise ValueError(f"need at least {count} frames for {count} key frames, got {num_frames}")
-    return (greville(count) * (num_frames - 1) + 0.5).floor().long()
+    if spec.frames < spec.key_frames:
+        raise ValueError(
+            f"need at least {spec.key_frames} frames for {spec.key_frames} key frames, got {spec.frames}"
+        )
+    return key_frames(torch.linspace(0, 1, spec.frames, dtype=torch.float64), spec.key_frames)
 
 
 def image_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -71,7 +73,7 @@ def draw_world(seed: int, spec: RenderedSpec) -> tuple[World, UInt8[np.ndarray, 
     """A world and the images of its key frames; a pure function of its arguments."""
     world = generate(seed, num_points=spec.points, num_frames=spec.frames)
     scene = compose(world.scene_seed, num_frames=spec.frames, family=world.family)
-    frames = key_frames(spec.frames, spec.key_frames).tolist()
+    frames = pictured(spec).tolist()
     images = render(scene, frames, image_size(world.size, spec.side), samples=spec.samples)
     return world, np.ascontiguousarray(np.round(255 * images).astype(np.uint8))
 
@@ -94,7 +96,7 @@ def draw_shard(spec: RenderedSpec, first_seed: int, count: int) -> dict[str, Ten
             "size": torch.tensor([list(w.size) for w in worlds]).float(),
             "images": torch.from_numpy(np.stack([images for _, images in group])),
             # A clone each, since safetensors refuses names that share memory.
-            "frames": key_frames(spec.frames, spec.key_frames).clone(),
+            "frames": pictured(spec).clone(),
         }
         shard |= {f"{shape}/{name}": tensor for name, tensor in fields.items()}
     return shard
