@@ -10,8 +10,8 @@ import pytest
 
 from diffusion4d.errors import UserError
 from diffusion4d.scenes.__main__ import main
-from diffusion4d.scenes.video import write_video
 from diffusion4d.scenes.render import render
+from diffusion4d.scenes.video import write_video
 from diffusion4d.scenes.world import compose, generate
 
 

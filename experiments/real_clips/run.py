@@ -3,7 +3,8 @@
     python experiments/real_clips/run.py VIDEOS [--out out/real-clips]
 
 Each clip is one `diffusion4d sample` in a process of its own, start-up and export included; peak memory is the
-operating system's word on that process. The feature cache is switched off, so that a second run is as slow as the first.
+operating system's word on that process. The feature cache is off, so that a second run is as slow
+as the first.
 """
 
 import argparse
