@@ -9,7 +9,7 @@ from diffusers.models import attention_dispatch
 from observed import CHANNELS, COORDINATES, M, reordered, seeded, some_evidence, some_network
 from torch import Tensor
 
-from diffusion4d.attention import BACKENDS, check_backend
+from diffusion4d.attention import BACKENDS, Attention, check_backend
 from diffusion4d.denoiser import coordinates_of, noise_of
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.noise import PointNoise
@@ -159,6 +159,20 @@ def test_save_and_load(tmp_path):
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in network.state_dict().items())
     torch.testing.assert_close(
         loaded(x_t, t, loaded.condition(evidence)), network(x_t, t, network.condition(evidence))
+    )
+
+
+def test_queries_and_keys_are_normalised():
+    attention = Attention(16, 2, 16).double()
+    x = torch.randn((1, 5, 16), generator=seeded(), dtype=F64)
+    plain = attention(x, attention.keys_values(x), "native")
+    with torch.no_grad():
+        for part in (attention.key_value.weight[:16], attention.key_value.bias[:16]):
+            part *= 7
+        for part in (attention.query.weight, attention.query.bias):
+            part *= 7
+    torch.testing.assert_close(
+        attention(x, attention.keys_values(x), "native"), plain, rtol=1e-4, atol=1e-4
     )
 
 

@@ -85,6 +85,19 @@ def test_a_point_that_is_never_seen_stays_at_its_query():
     assert (e.weight == 0).all()
 
 
+def test_a_query_that_no_frame_shows_counts_little_beside_what_was_seen():
+    place = torch.tensor([0.3, -0.2], dtype=F64).repeat(1, T, 1)
+    off = place.clone()
+    off[:, 0] += 1.0
+    seen = torch.ones(1, T, dtype=F64)
+    visible = observe(off, seen).ctrl - observe(place, seen).ctrl
+    seen[:, 0] = 0
+    hidden = observe(off, seen).ctrl - observe(place, seen).ctrl
+    # A whole observation against a hundredth of one.
+    assert visible[0, 0, 0].min() > 0.6
+    assert 0 < hidden[0, 0, 0].max() < 0.1
+
+
 def test_weights_are_the_share_of_the_support_that_was_seen():
     _, tracks = spline_tracks(1)
     soft = torch.full((1, T), 0.3, dtype=F64)

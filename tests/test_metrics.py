@@ -184,7 +184,9 @@ def test_the_truth_is_one_of_the_samples_by_rank():
     torch.testing.assert_close(
         counts.double(), torch.full((5,), 0.2, dtype=F64), atol=0.012, rtol=0
     )
-    assert metrics.rank_of_truth(torch.tensor([[1.0], [2.0]]), torch.tensor([1.5])).item() == 1
+    assert (
+        metrics.rank_of_truth(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.5])).item() == 1
+    )
 
 
 def test_spread_and_skill():

@@ -55,6 +55,20 @@ def test_velocity_loss_of_zero_is_the_mean_square_velocity(power, noise_share):
     assert loss == pytest.approx(signal + 9 * (1 - signal), rel=0.05)
 
 
+def test_velocity_points_from_data_to_noise():
+    # E[v] = -E[sigma] r, and E[sin(pi t / 2)] = 2 / pi; the gradient at zero is -2 E[v] over the 3 M outputs.
+    network = some_network(trained=False).float()
+    evidence = some_evidence(600, N, dtype=torch.float32)
+    x = torch.full((600, N, M, 3), 3.0)
+    objectives.velocity_loss(
+        network, evidence, x, seeded(), anchor=None, noisy_power=1.0
+    ).backward()
+    gradient = network.project_out.bias.grad
+    assert gradient is not None
+    expected = torch.full_like(gradient, 2 * 3 * (2 / math.pi) / (3 * M))
+    torch.testing.assert_close(gradient, expected, rtol=0.1, atol=0)
+
+
 def test_velocity_loss_is_of_the_residual():
     # A regressor that answers exactly leaves nothing but noise to predict: E |v|^2 = E[alpha^2] = 1/2.
     network = some_network(trained=False, anchored=True).float()
