@@ -6,8 +6,7 @@
 import json
 import re
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 NAMES = {
     "bspline": "B-spline",
@@ -99,7 +98,8 @@ def draw(results: dict, path: Path) -> None:
     runs = best_runs(results)
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.05, 1)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.05, 1))
+    above, below = parts
     scores, noise, shake = above.subplots(1, 3, width_ratios=(1.5, 1.2, 1))
     others = [arm for arm in runs if arm != "bspline"]
     shown = [0.95, 1.1]
