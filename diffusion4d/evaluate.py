@@ -1,4 +1,4 @@
-"""Scores on held-out generated worlds: samples, the deterministic twin, the twin dressed with noise, the flat lift.
+"""Scores on held-out generated worlds: samples, deterministic answers bare and dressed with noise, the flat lift.
 
 All of them see the same tracks and are snapped to them the same way; all are scaled to a median anchor depth of 1. The
 dressing is fitted on other worlds than those that are scored. Every world has a seed of its own, so any
@@ -31,7 +31,7 @@ NUM_POINTS = 64
 NUM_SCORED = 16
 """Samples that energy score and minADE are taken over."""
 NUM_DRAWN = 20
-"""Samples that coverage is taken over: the fewest for which a 90 % interval has both ends."""
+"""Samples that coverage is taken over; a 90 % interval needs 19."""
 LEVEL = 0.9
 
 Subsets = dict[str, Bool[Tensor, "N T"]]
@@ -82,13 +82,10 @@ def scenes(worlds: Worlds, num_ctrl: int) -> Iterator[Scene]:
 def sampled(
     pipe: Diffusion4DPipeline, evidence: Evidence, config: Evaluate, index: int
 ) -> Float[Tensor, "K N M 3"]:
-    """What a model says of a clip: samples, or its one answer."""
-    with torch.no_grad():
-        clip = denoiser.prepare(pipe.transformer, evidence, pipe.regressor)
-        if pipe.deterministic:
-            return sampling.answer(clip)
-        table = sampling.table_for(config.sampler, config.steps)
-        return sampling.sample(clip, sampling.seeds_from(index, NUM_DRAWN), table)
+    """Samples of a clip."""
+    clip = denoiser.prepare(pipe.transformer, evidence, pipe.regressor)
+    table = sampling.table_for(config.sampler, config.steps)
+    return sampling.sample(clip, sampling.seeds_from(index, NUM_DRAWN), table)
 
 
 def score(samples: Float[Tensor, "K N T 3"], scene: Scene) -> dict[str, dict[str, float]]:
@@ -120,13 +117,38 @@ def score(samples: Float[Tensor, "K N T 3"], scene: Scene) -> dict[str, dict[str
     return scores
 
 
-def fit_dressing(twin: Diffusion4DPipeline, config: Evaluate, worlds: Worlds) -> baselines.Dressing:
-    """Scales of the twin's noise, on worlds that are not scored."""
-    cases: list[Case] = []
+def answers(
+    pipe: Diffusion4DPipeline, twin: Diffusion4DPipeline, scene: Scene
+) -> dict[str, Float[Tensor, "1 N T 3"]]:
+    """Deterministic answers: the twin's, and the mean of the regressor that the sampler stands on."""
+    evidence = scene.example.evidence
+    ctrl = {"twin": sampling.answer(denoiser.prepare(twin.transformer, evidence))}
+    if pipe.regressor is not None:
+        mean = denoiser.regress(pipe.regressor, evidence).mean[:, None]
+        coordinates = denoiser.coordinates_of(pipe.regressor)
+        ctrl["regressor"] = coordinates.decode(mean, evidence).squeeze(0)
+    return {name: scene.trajectories(value) for name, value in ctrl.items()}
+
+
+def gaussian_head(pipe: Diffusion4DPipeline, scene: Scene) -> Float[Tensor, "K N T 3"]:
+    """Independent draws from the regressor's own mean and deviation of every control point."""
+    clip = denoiser.prepare(pipe.transformer, scene.example.evidence, pipe.regressor)
+    shape = (NUM_DRAWN, *scene.example.ctrl.shape[1:])
+    white = torch.randn(shape, generator=torch.Generator().manual_seed(scene.index))
+    return scene.trajectories(clip.decode(white[None]).squeeze(0))
+
+
+@torch.no_grad()
+def fit_dressings(
+    pipe: Diffusion4DPipeline, twin: Diffusion4DPipeline, worlds: Worlds
+) -> dict[str, baselines.Dressing]:
+    """Scales of the noise on each deterministic answer, on worlds that are not scored."""
+    cases: dict[str, list[Case]] = {}
     for scene in scenes(worlds, twin.transformer.config["num_ctrl"]):
-        ctrl = sampled(twin, scene.example.evidence, config, scene.index)
-        cases.append((scene.trajectories(ctrl)[0], scene.truth, scene.subsets["all"]))
-    return baselines.fit_dressing(cases)
+        for name, answer in answers(pipe, twin, scene).items():
+            case = (answer[0], scene.truth, scene.subsets["all"])
+            cases.setdefault(name, []).append(case)
+    return {name: baselines.fit_dressing(held) for name, held in cases.items()}
 
 
 def run(config: Evaluate) -> dict:
@@ -151,41 +173,44 @@ def run(config: Evaluate) -> dict:
         worlds = load_pool(paths)
         order = torch.arange(len(worlds))
         fitting = worlds.take(order[config.scenes : config.scenes + config.fitting_scenes])
-        dressing = fit_dressing(twin, config, fitting)
+        dressings = fit_dressings(pipe, twin, fitting)
         bar = bars.add_task("scores", total=config.scenes)
         rows = []
         for scene in scenes(
             worlds.take(order[: config.scenes]), pipe.transformer.config["num_ctrl"]
         ):
-            rows.append(score_all(pipe, twin, dressing, config, scene))
+            rows.append(score_all(pipe, twin, dressings, config, scene))
             bars.advance(bar)
-    result = summarise(rows, config, dressing)
+    result = summarise(rows, config, dressings)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_done(config.out) as temporary:
         temporary.write_text(json.dumps(result, indent=1))
     return result
 
 
+@torch.no_grad()
 def score_all(
     pipe: Diffusion4DPipeline,
     twin: Diffusion4DPipeline,
-    dressing: baselines.Dressing,
+    dressings: dict[str, baselines.Dressing],
     config: Evaluate,
     scene: Scene,
 ) -> Scores:
     """One scene, every method."""
     evidence = scene.example.evidence
-    answer = scene.trajectories(sampled(twin, evidence, config, scene.index))
-    methods = {
-        "samples": scene.trajectories(sampled(pipe, evidence, config, scene.index)),
-        "twin": answer,
-        "dressed twin": dressing.samples(answer[0], NUM_DRAWN, scene.index),
-        "flat lift": scene.trajectories(baselines.flat_lift(evidence)),
-    }
+    methods = {"samples": scene.trajectories(sampled(pipe, evidence, config, scene.index))}
+    for name, answer in answers(pipe, twin, scene).items():
+        methods[name] = answer
+        methods[f"dressed {name}"] = dressings[name].samples(answer[0], NUM_DRAWN, scene.index)
+    if pipe.regressor is not None:
+        methods["Gaussian head"] = gaussian_head(pipe, scene)
+    methods["flat lift"] = scene.trajectories(baselines.flat_lift(evidence))
     return {name: score(samples, scene) for name, samples in methods.items()}
 
 
-def summarise(rows: list[Scores], config: Evaluate, dressing: baselines.Dressing) -> dict:
+def summarise(
+    rows: list[Scores], config: Evaluate, dressings: dict[str, baselines.Dressing]
+) -> dict:
     """Means over scenes, spread-skill ratios of the pooled variances, and the ratio to the dressed twin."""
     table: dict = {}
     for method in rows[0]:
@@ -213,7 +238,7 @@ def summarise(rows: list[Scores], config: Evaluate, dressing: baselines.Dressing
     }
     return {
         "settings": settings,
-        "dressing": dataclasses.asdict(dressing),
+        "dressings": {name: dataclasses.asdict(d) for name, d in dressings.items()},
         "energy_score_over_dressed_twin": ratios,
         "scores": table,
     }

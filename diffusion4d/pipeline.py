@@ -262,7 +262,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             "fov_degrees": round(observation.fov, 2),
             "tracks": observation.tracked,
             "encoder": self.config["encoder"] if evidence.tokens is not None else None,
-            "camera": "still: trajectories are in each instant's own camera frame",
+            "camera": "not estimated: trajectories are in each instant's own camera frame",
         }
         return Result(hypotheses, observation.clip, assumptions, dict(stages.seconds))
 

@@ -109,8 +109,9 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     result = evaluate.run(config)
     assert json.loads(config.out.read_text()) == result
     assert asked[0].first_seed == 2**31
-    assert len(fitted) == 2
-    assert set(result["scores"]) == {"samples", "twin", "dressed twin", "flat lift"}
+    assert len(fitted) == 4
+    heads = {"regressor", "dressed regressor", "Gaussian head"}
+    assert set(result["scores"]) == {"samples", "twin", "dressed twin", "flat lift"} | heads
     for method in result["scores"].values():
         assert method["all"]["scenes"] == 3
         assert all(math.isfinite(value) for subset in method.values() for value in subset.values())
@@ -118,5 +119,5 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     again = evaluate.run(dataclasses.replace(config, scenes=2))
     assert again["scores"]["samples"]["all"] != result["scores"]["samples"]["all"]
     table = evaluate.markdown(result)
-    assert table.count("\n| ") == 12
+    assert table.count("\n| ") == 21
     assert "Energy score over the dressed twin's, occluded" in table
