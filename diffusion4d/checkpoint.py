@@ -14,7 +14,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.dit import TrajectoryDiT
@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def _tensors(
-    model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer
+    model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
     for (name, parameter), average in zip(model.named_parameters(), ema.shadow_params, strict=True):
         yield f"model.{name}", parameter.data
@@ -39,16 +39,18 @@ def _tensors(
 
 
 def save(
-    path: Path, step: int, model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer
+    path: Path, step: int, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Write the state after `step` steps."""
-    metadata = {"step": str(step), "network": model.to_json_string()}
+    """Write the state after `step` steps, and the configuration of a model that has one."""
+    metadata = {"step": str(step)}
+    if isinstance(model, TrajectoryDiT):
+        metadata["network"] = model.to_json_string()
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(model, ema, optimiser)}
     with replace_when_done(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def load(path: Path, model: TrajectoryDiT, ema: EMAModel, optimiser: torch.optim.Optimizer) -> int:
+def load(path: Path, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer) -> int:
     """Restore the state in place; returns the number of steps that were done.
 
     Raises:

@@ -44,7 +44,7 @@ def test_a_ratio_of_means_with_its_interval():
 
 def test_a_summary_pools_variances_and_pairs_scenes():
     rows = [row(1.0, 4.0, 1.0), row(2.0, 0.0, 15.0, subsets=("all", "visible"))]
-    result = summarise(rows, Evaluate(), Dressing(0.1, 0.1, 0.1))
+    result = summarise(rows, Evaluate(), {"twin": Dressing(0.1, 0.1, 0.1)})
     table = result["scores"]["samples"]
     assert table["all"] == {"scenes": 2, "energy_score": 1.5, "spread_skill": 0.5}
     assert table["occluded"] == {"scenes": 1, "energy_score": 1.0, "spread_skill": 2.0}

@@ -50,7 +50,8 @@ def tokenise(
         values.append(encoder.encode(frames, torch.linspace(0, 1, len(frames))).values.half())
         if report is not None:
             report(1)
-    grid = encoder.preprocessing.grid(tuple(rendered.images.shape[-2:]), encoder.patch)
+    h, w = rendered.images.shape[-2:]
+    grid = encoder.preprocessing.grid((h, w), encoder.patch)
     return TokenisedWorlds(rendered.worlds, torch.stack(values), grid, rendered.frames)
 
 
