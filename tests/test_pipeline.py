@@ -9,7 +9,7 @@ import torch
 from models import flowing_tracks, small_network, small_pipeline, textured_frames
 from videos import write_video
 
-from diffusion4d import Diffusion4DPipeline, UserError, cameras, sampling
+from diffusion4d import Diffusion4DPipeline, UserError, cameras, pipeline, sampling
 from diffusion4d.clip import read_clip
 from diffusion4d.observation import Given, observe
 from diffusion4d.pipeline import Settings
@@ -85,10 +85,15 @@ def test_tracks_alone(folders):
     torch.testing.assert_close(depth, torch.ones(3))
 
 
-def test_hypotheses_fit_the_tracks_where_seen_and_differ(folders):
+def test_hypotheses_fit_the_tracks_where_seen_and_differ(folders, monkeypatch):
     hyp = from_tracks(loaded(folders["anchored"]))
     seen = hyp.visibility.T > 0
-    assert hyp.reprojection()[:, seen].median() < 1
+    error = hyp.reprojection()[:, seen].median()
+    # Samples of an untrained network stray far; what is left after the snap is what splines can't follow.
+    monkeypatch.setattr(pipeline, "snap", lambda ctrl, *_: ctrl)
+    strayed = from_tracks(loaded(folders["anchored"])).reprojection()[:, seen].median()
+    assert error < 2
+    assert strayed > 5 * error
     assert (hyp.evaluate()[0] - hyp.evaluate()[1]).abs().max() > 1e-3
 
 

@@ -4,6 +4,7 @@ The picture spans the view of the scene's own camera, so its truth (`generate(se
 the same units; a pixel of the scene's `size` is side / min(size) pixels of the video.
 """
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,7 +63,8 @@ def write_video(
         stream = container.add_stream("libx264", rate=Fraction(rate))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"crf": "16", "preset": "veryfast"}
-        for t in track(range(frames), "rendering", transient=True):
+        silent = not sys.stderr.isatty()
+        for t in track(range(frames), "rendering", transient=True, disable=silent):
             (image,) = render(scene, [t], (height, width))
             pixels = np.ascontiguousarray((255 * image + 0.5).astype(np.uint8).transpose(1, 2, 0))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
