@@ -26,17 +26,21 @@ from diffusion4d.clip import Clip, key_frames
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
-from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.hypotheses import REFERENCE_SIDE, Hypotheses
 from diffusion4d.models import find_model
 from diffusion4d.observation import Given, Observation, Video, observe
 from diffusion4d.sampling import SamplerName
-from diffusion4d.snap import snap
+from diffusion4d.snap import misfit, snap
+from diffusion4d.splines import BSpline
 from diffusion4d.stages import Progress, Stages
 from priors.cache import FeatureCache
 from priors.dinov3 import Encoder, load_encoder
 from samplers.tables import Table
 
 NUM_KEY_FRAMES = 6
+TOO_FAST = 1.0
+"""Tracks that the nearest splines miss by more px (median, at 256 px shorter side) get splines of twice the spans."""
+
 NUM_HYPOTHESES = 16
 NUM_STEPS = 8
 
@@ -261,6 +265,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             "intrinsics": observation.camera,
             "fov_degrees": round(observation.fov, 2),
             "tracks": observation.tracked,
+            "control_points": hypotheses.num_ctrl,
             "encoder": self.config["encoder"] if evidence.tokens is not None else None,
             "camera": "not estimated: trajectories are in each instant's own camera frame",
         }
@@ -349,10 +354,19 @@ def preprocessing_of(encoder: Encoder) -> str:
 def _on_tracks(
     ctrl: Float[Tensor, "K N M 3"], observation: Observation
 ) -> Float[Tensor, "K N M 3"]:
-    """Snap to the tracks; scale so that the median depth of the anchor frame is 1."""
+    """Snap to the tracks; scale so that the median depth of the anchor frame is 1.
+
+    Where tracks are faster than the sampled splines can follow, every span is halved first: the same curves, with
+    more room for the snap.
+    """
     tracks = observation.tracks
+    u = observation.u.to(ctrl)
     rays = cameras.normalise(tracks.tracks, observation.intrinsics).transpose(0, 1).to(ctrl)
     seen = tracks.visibility.transpose(0, 1).to(ctrl)
-    ctrl = snap(ctrl, rays, seen, observation.u.to(ctrl))
+    pixels = tracks.tracks.transpose(0, 1).to(ctrl) * (REFERENCE_SIDE / min(tracks.size))
+    fine = BSpline.clamped(ctrl).halved().ctrl
+    if misfit(pixels, seen, u, ctrl.shape[-2]) > TOO_FAST and fine.shape[-2] < len(u):
+        ctrl = fine
+    ctrl = snap(ctrl, rays, seen, u)
     # Clamped splines start at their first control point.
     return ctrl / ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion4d import splines
 
-RIDGE = 0.03
+RIDGE = 0.01
 """Variance of the track noise over that of a sample's lateral steps from control point to control point."""
 
 NEAREST = 0.01
@@ -60,3 +60,23 @@ def snap(
     )
     lateral = torch.where(seen[:, None, None], lateral, ctrl[..., :2])
     return torch.cat([lateral, ctrl[..., 2:]], -1)
+
+
+def misfit(
+    pixels: Float[Tensor, "N T 2"],
+    visibility: Float[Tensor, "N T"],
+    u: Float[Tensor, "T"],
+    num_ctrl: int,
+    *,
+    degree: int = 3,
+) -> float:
+    """How far the nearest splines pass by the tracks: median over what was seen, in the unit of `pixels`."""
+    seen = visibility > 0
+    # Hidden frames weigh next to nothing, but a point that was never seen still has a spline.
+    weight = visibility.clamp_min(1e-6)
+    ctrl = splines.fit(
+        pixels, u, num_ctrl, weights=weight, degree=degree, ridge=1e-3, penalty_order=1
+    )
+    passed = splines.basis_matrix(u, num_ctrl, degree) @ ctrl
+    distance = (passed - pixels).norm(dim=-1)[seen]
+    return distance.median().item() if len(distance) else 0.0

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from diffusion4d import splines
-from diffusion4d.snap import snap
+from diffusion4d.snap import misfit, snap
 
 F64 = torch.float64
 K, N, M, T = 3, 4, 8, 25
@@ -114,3 +114,19 @@ def test_a_point_that_was_never_seen_stays_as_sampled(sight):
     assert torch.equal(snapped[:, 1], ctrl[:, 1])
     alone = snap(ctrl[:, 2:], tracks()[2:], seen[2:], U)
     torch.testing.assert_close(snapped[:, 2:], alone)
+
+
+def test_misfit_says_how_far_splines_pass_by_what_was_seen():
+    seen = torch.ones(N, T, dtype=F64)
+    assert misfit(100 * tracks(), seen, U, M) < 0.1
+    # A zigzag of a frame's period is beyond any spline: each instant is missed by its amplitude.
+    zigzag = tracks() + 0.5 * (-1.0) ** torch.arange(T, dtype=F64)[:, None]
+    assert misfit(zigzag, seen, U, M) == pytest.approx(0.5 * 2**0.5, rel=0.1)
+    # What is hidden does not count, and a point that was never seen is no error.
+    hidden = seen.clone()
+    hidden[:, 10:] = 0
+    hidden[0] = 0
+    jump = tracks()
+    jump[:, 10:] += 5
+    assert misfit(100 * jump, hidden, U, M) < 0.1
+    assert misfit(jump, torch.zeros_like(seen), U, M) == 0

@@ -325,3 +325,13 @@ def test_bad_input_is_refused() -> None:
         hermite(curve.elevate())
     with pytest.raises(ValueError, match="continuous curve"):
         hermite(uneven_curve())
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_halved_spans_keep_the_curve_and_stay_uniform(degree: int) -> None:
+    curve = BSpline.clamped(torch.randn(2, 7, 3, dtype=torch.float64), degree)
+    fine = curve.halved()
+    assert fine.ctrl.shape == (2, 2 * (7 - degree) + degree, 3)
+    assert_close(fine.knots, knot_vector(fine.ctrl.shape[1], degree))
+    u = torch.linspace(0, 1, 41, dtype=torch.float64)
+    assert_close(fine.evaluate(u), curve.evaluate(u), rtol=0, atol=1e-13)

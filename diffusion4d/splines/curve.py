@@ -127,6 +127,11 @@ class BSpline:
             )
         return self._refined(torch.cat([self.knots, self.knots.new_full((times,), u)]).msort())
 
+    def halved(self) -> "BSpline":
+        """The same curve with a knot in the middle of every span; a clamped uniform one stays clamped uniform."""
+        middles = (self.breaks[:-1] + self.breaks[1:]) / 2
+        return self._refined(torch.cat([self.knots, middles]).msort())
+
     def split(self, u: float) -> tuple["BSpline", "BSpline"]:
         """The pieces before and after u. Both keep the parameter: they cover [start, u], [u, end].
 
