@@ -7,8 +7,9 @@ of processes. Packaged weights were trained on seeds below `HELD_OUT`; evaluatio
 
 import dataclasses
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import PoolSpec
+from diffusion4d.scenes.observe import World
 from diffusion4d.scenes.world import generate
+
+Job = TypeVar("Job", bound=tuple[Any, ...])
 
 HELD_OUT = 2**31
 SHARD = 128
@@ -45,12 +49,8 @@ class Worlds:
         return Worlds(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
 
-def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]:
-    """Generate `count` worlds with consecutive seeds."""
-    worlds = [
-        generate(first_seed + i, num_points=spec.points, num_frames=spec.frames)
-        for i in range(count)
-    ]
+def stacked(worlds: Sequence[World]) -> dict[str, Tensor]:
+    """The truth of several worlds, as it is kept in a shard."""
     return {
         "points": torch.from_numpy(np.stack([w.points for w in worlds])).float(),
         "visible": torch.from_numpy(np.stack([w.visible for w in worlds])),
@@ -58,6 +58,16 @@ def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]
         "intrinsics": torch.from_numpy(np.stack([w.intrinsics for w in worlds])).float(),
         "size": torch.tensor([list(w.size) for w in worlds]).float(),
     }
+
+
+def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]:
+    """Generate `count` worlds with consecutive seeds."""
+    return stacked(
+        [
+            generate(first_seed + i, num_points=spec.points, num_frames=spec.frames)
+            for i in range(count)
+        ]
+    )
 
 
 def _write_shard(job: tuple[PoolSpec, int, Path]) -> None:
@@ -85,18 +95,28 @@ def draw_pool(
         first_seed = spec.first_seed + start
         path = folder / f"{first_seed}-{spec.points}x{spec.frames}.safetensors"
         jobs.append((spec, first_seed, path))
-    missing = [job for job in jobs if not job[2].exists()]
+    write_missing(jobs, _write_shard, processes, progress)
+    return [path for _, _, path in jobs]
+
+
+def write_missing(
+    jobs: Sequence[Job],
+    write: Callable[[Job], None],
+    processes: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Carry out the jobs whose file (their last member) does not exist, in several processes."""
+    missing = [job for job in jobs if not job[-1].exists()]
     done = len(jobs) - len(missing)
     if progress:
         progress(done, len(jobs))
     if missing:
         # Forked workers would inherit the threads of torch in an undefined state.
         with multiprocessing.get_context("spawn").Pool(processes) as workers:
-            for _ in workers.imap_unordered(_write_shard, missing):
+            for _ in workers.imap_unordered(write, missing):
                 done += 1
                 if progress:
                     progress(done, len(jobs))
-    return [path for _, _, path in jobs]
 
 
 def load_pool(paths: list[Path]) -> Worlds:

@@ -9,7 +9,6 @@ Shape letters:  B worlds   T frames   F key frames   h, w image.
 """
 
 import dataclasses
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
 from diffusion4d.scenes.observe import World
-from diffusion4d.scenes.pool import Worlds
+from diffusion4d.scenes.pool import Worlds, stacked, write_missing
 from diffusion4d.scenes.render import render
 from diffusion4d.scenes.world import compose, generate
 
@@ -89,11 +88,7 @@ def draw_shard(spec: RenderedSpec, first_seed: int, count: int) -> dict[str, Ten
     for shape, group in groups.items():
         worlds = [world for world, _ in group]
         fields = {
-            "points": torch.from_numpy(np.stack([w.points for w in worlds])).float(),
-            "visible": torch.from_numpy(np.stack([w.visible for w in worlds])),
-            "moving": torch.from_numpy(np.stack([w.moving for w in worlds])),
-            "intrinsics": torch.from_numpy(np.stack([w.intrinsics for w in worlds])).float(),
-            "size": torch.tensor([list(w.size) for w in worlds]).float(),
+            **stacked(worlds),
             "images": torch.from_numpy(np.stack([images for _, images in group])),
             # A clone each, since safetensors refuses names that share memory.
             "frames": pictured(spec).clone(),
@@ -130,17 +125,7 @@ def draw_rendered(
         count = min(SHARD, spec.worlds - start)
         path = folder / f"{first_seed}-{count}-{kind}.safetensors"
         jobs.append((spec, first_seed, count, path))
-    missing = [job for job in jobs if not job[-1].exists()]
-    done = len(jobs) - len(missing)
-    if progress:
-        progress(done, len(jobs))
-    if missing:
-        # Forked workers would inherit the threads of torch in an undefined state.
-        with multiprocessing.get_context("spawn").Pool(processes) as workers:
-            for _ in workers.imap_unordered(_write_shard, missing):
-                done += 1
-                if progress:
-                    progress(done, len(jobs))
+    write_missing(jobs, _write_shard, processes, progress)
     return [job[-1] for job in jobs]
 
 
