@@ -62,7 +62,7 @@ class Sample:
     """Points to choose and follow."""
     steps: int = 8
     """Denoiser evaluations a hypothesis."""
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
+    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
     """How the steps are taken."""
     seed: int = 0
     """The same seed gives the same hypotheses."""

@@ -40,6 +40,8 @@ class Clip:
     seconds: Float64[Tensor, "T"]
     source_size: tuple[int, int]
     name: str
+    goes_on: bool = False
+    """Whether the range asked for holds more frames than `max_frames` let through."""
 
     @property
     def T(self) -> int:
@@ -80,7 +82,7 @@ def read_clip(
     kept: list[np.ndarray] = []
     seconds: list[float] = []
     source_size: tuple[int, int] | None = None
-    seen, last = 0, 0.0
+    seen, last, goes_on = 0, 0.0, False
     for picture in stream:
         last = picture.seconds
         # Times are sums of rounded ticks; a microsecond keeps a frame at exactly `start` on the right side.
@@ -91,6 +93,9 @@ def read_clip(
         seen += 1
         if (seen - 1) % stride:
             continue
+        if len(kept) == max_frames:
+            goes_on = True
+            break
         pixels, size = picture.read(max_size)
         source_size = source_size or size
         if size != source_size:
@@ -100,8 +105,6 @@ def read_clip(
             )
         kept.append(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         seconds.append(picture.seconds)
-        if len(kept) == max_frames:
-            break
     if source_size is None or len(kept) < 2:
         if kept == [] and 0 < last < start:
             raise UserError(
@@ -114,7 +117,8 @@ def read_clip(
         )
     clock = torch.tensor(seconds, dtype=torch.float64)
     u = (clock - clock[0]) / (clock[-1] - clock[0])
-    return Clip(torch.from_numpy(np.stack(kept)), u, clock, source_size, name)
+    frames = torch.from_numpy(np.stack(kept))
+    return Clip(frames, u, clock, source_size, name, goes_on)
 
 
 def _open(source: str | Path | np.ndarray | Tensor, start: float) -> tuple[Iterator[Picture], str]:

@@ -174,6 +174,6 @@ class Evaluate:
     """Skip so many held-out worlds; 100000 upwards were used to choose settings, and are never scored."""
     steps: int = 8
     """Denoiser evaluations a hypothesis."""
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m"] = "ancestral"
+    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
     processes: int = 2
     """Processes that generate worlds."""

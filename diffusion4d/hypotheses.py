@@ -15,6 +15,7 @@ Shape letters:  K hypotheses   N points   M control points   T frames   knots = 
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -78,7 +79,7 @@ class Hypotheses:
     extrinsics: Float32[Tensor, "T 4 4"]
     """World to camera."""
     seeds: Int64[Tensor, "K"]
-    """The seed that alone reproduces each hypothesis."""
+    """The seed of each hypothesis' noise, derived from the one that was asked for."""
     units: Units = "scene"
     frame: Frame = "camera"
 
@@ -112,14 +113,19 @@ class Hypotheses:
         return BSpline(self.control_points, self.knots, self.degree)
 
     def evaluate(
-        self, u: Float[Tensor, "instants"] | None = None
+        self,
+        u: Float[Tensor, "instants"]
+        | Float[np.ndarray, "instants"]
+        | Sequence[float]
+        | None = None,
     ) -> Float[Tensor, "K N instants 3"]:
         """Positions at clip times u in [0, 1]; at the clip's own T frames if u is None.
 
         Raises:
             ValueError: some u lies outside the knots.
         """
-        return self.spline.evaluate(self.times if u is None else u)
+        instants = self.times if u is None else torch.as_tensor(u, dtype=torch.float64)
+        return self.spline.evaluate(instants.to(self.control_points.device))
 
     @property
     def mean(self) -> Float[Tensor, "N T 3"]:

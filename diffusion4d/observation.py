@@ -40,7 +40,8 @@ class Given:
     queries: [N, 2] px in the anchor frame to be tracked. num_points: how many to choose without them.
 
     Raises:
-        UserError: neither a video nor tracks, or both intrinsics and a field of view.
+        UserError: neither a video nor tracks; both intrinsics and a field of view, or both tracks and queries; a
+            visibility without tracks given as an array.
     """
 
     video: Video | None = None
@@ -57,6 +58,12 @@ class Given:
             raise UserError("need a video or tracks, got neither")
         if self.intrinsics is not None and self.fov is not None:
             raise UserError("need intrinsics or a field of view, got both")
+        if self.tracks is not None and self.queries is not None:
+            raise UserError("need tracks or queries to be tracked, got both")
+        if self.visibility is not None and (
+            self.tracks is None or isinstance(self.tracks, Tracks | str | Path)
+        ):
+            raise UserError("visibility goes with tracks given as an array, and with nothing else")
         if self.num_points < 1:
             raise UserError(f"need at least 1 point, got {self.num_points}")
 
@@ -87,6 +94,16 @@ class Observation:
         return torch.linspace(0, 1, len(self.tracks.tracks), dtype=torch.float64)
 
     @property
+    def range(self) -> str:
+        """Which part of the source this is, in words."""
+        if self.clip is None:
+            return f"{len(self.tracks.tracks)} frames of tracks"
+        start, end = self.clip.seconds[0].item(), self.clip.seconds[-1].item()
+        part = f"{self.clip.T} frames, {start:.2f} to {end:.2f} s"
+        more = "; the video goes on (start, stride and max-frames choose another part)"
+        return part + (more if self.clip.goes_on else "")
+
+    @property
     def fov(self) -> float:
         """Field of view in degrees over the longer side."""
         focal = self.intrinsics[1 if self.size[0] >= self.size[1] else 0].item()
@@ -112,6 +129,8 @@ def observe(given: Given, seed: int = 0, stages: Stages | None = None) -> Observ
         else:
             assert clip is not None
             tracks = _follow(given, clip, seed)
+    if not bool((tracks.visibility > 0).any()):
+        raise UserError("need tracks that are seen somewhere, got visibility 0 throughout")
     intrinsics, camera = _camera(given, clip, tracks)
     tracked = "lucas-kanade" if given.tracks is None else "given"
     return Observation(clip, tracks, intrinsics, tracked, camera)

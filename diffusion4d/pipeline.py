@@ -142,7 +142,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
                 **kwargs,
             )
             for name in ("transformer", "regressor"):
-                _require_all_weights(folder / name, getattr(pipe, name))
+                _require_sound_weights(folder / name, getattr(pipe, name))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"cannot load the model in {folder}, its files are damaged: {error}"
@@ -204,6 +204,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
             num_hypotheses: K, 16 by default; a deterministic model gives 1.
             num_inference_steps: denoiser evaluations (NFE) a hypothesis.
+            sampler: how the steps are taken: one of `sampling.SamplerName`.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
             given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`: see `Given`.
@@ -264,6 +265,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             "steps": 1 if self.deterministic else settings.steps,
             "intrinsics": observation.camera,
             "fov_degrees": round(observation.fov, 2),
+            "frames": observation.range,
             "tracks": observation.tracked,
             "control_points": hypotheses.num_ctrl,
             "encoder": self.config["encoder"] if evidence.tokens is not None else None,
@@ -335,12 +337,17 @@ class Diffusion4DPipeline(DiffusionPipeline):
             return sampling.sample(prepared, seeds, table, report)
 
 
-def _require_all_weights(folder: Path, network: TrajectoryDiT | None) -> None:
+def _require_sound_weights(folder: Path, network: TrajectoryDiT | None) -> None:
     """diffusers fills in random numbers where a file lacks weights, and merely warns."""
     if network is None:
         return
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
         missing = sorted(set(network.state_dict()) - set(file.keys()))
+    broken = [k for k, v in network.state_dict().items() if not bool(v.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"need finite weights, got NaN or infinity in {broken[0]} of {folder.name}"
+        )
     if missing:
         raise ValueError(f"need {missing[0]} in {folder.name}, and {len(missing)} are missing")
 

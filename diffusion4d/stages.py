@@ -36,5 +36,6 @@ class Stages:
         since = time.perf_counter()
         progress(0, 1)
         yield progress
-        self.seconds[name] = round(time.perf_counter() - since, 3)
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - since
+        self.seconds[name] = round(spent, 3)
         progress(total_seen, total_seen)

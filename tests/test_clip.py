@@ -55,6 +55,8 @@ def test_stride_and_max_frames(tmp_path):
     path = write_video(tmp_path / "count.mp4", counting(20))
     assert levels(read_clip(path, stride=3)) == [0, 3, 6, 9, 12, 15, 18]
     assert levels(read_clip(path, stride=3, max_frames=4)) == [0, 3, 6, 9]
+    assert read_clip(path, stride=3, max_frames=4).goes_on
+    assert not read_clip(path, max_frames=None).goes_on
     assert levels(read_clip(path, start=0.5, stride=5, max_frames=None)) == [5, 10, 15]
     torch.testing.assert_close(
         read_clip(path, start=0.5, stride=5).u, torch.tensor([0, 0.5, 1], dtype=torch.float64)

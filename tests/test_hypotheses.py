@@ -226,3 +226,11 @@ def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
         fan(2).save(tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_clip_times_may_be_numpy_or_a_list() -> None:
+    hyp = fan()
+    u = [0.0, 0.3, 1.0]
+    expected = hyp.evaluate(torch.tensor(u, dtype=torch.float64))
+    assert torch.equal(hyp.evaluate(np.array(u)), expected)
+    assert torch.equal(hyp.evaluate(u), expected)

@@ -300,3 +300,29 @@ def test_a_damaged_model_is_refused(tmp_path, name):
     damage(folder / file)
     with pytest.raises(UserError, match="model"):
         Diffusion4DPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"queries": np.ones((3, 2))}, "tracks or queries"),
+        (
+            {"tracks": "tracks.npz", "visibility": np.ones((4, 3))},
+            "goes with tracks given as an array",
+        ),
+        ({"visibility": np.zeros((9, 3))}, "seen somewhere"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given, message):
+    tracks = {"tracks": np.full((9, 3, 2), 20.0), "size": (48, 64)}
+    with pytest.raises(UserError, match=message):
+        observe(Given(**{**tracks, **given}))
+
+
+def test_a_cut_clip_says_so(folders):
+    frames = torch.rand(20, 3, 48, 64)
+    pipe = loaded(folders["sampler"])
+    for most, goes_on in ((12, True), (20, False)):
+        clip = read_clip(frames, max_frames=most)
+        result = pipe.sample(observe(Given(clip, num_points=8)), Settings(2, 1))
+        assert ("goes on" in result.assumptions["frames"]) is goes_on
