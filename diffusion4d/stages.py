@@ -3,6 +3,10 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
 
 Progress = Callable[[int, int], None]
 """Called with (units done, units in all)."""
@@ -39,3 +43,22 @@ class Stages:
         spent = self.seconds.get(name, 0.0) + time.perf_counter() - since
         self.seconds[name] = round(spent, 3)
         progress(total_seen, total_seen)
+
+
+def bars_with_notes() -> "rich.progress.Progress":
+    """Bars of a training run: each task has a field `note`, such as its last loss."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from safetensors import SafetensorError
 from torch import nn
 
@@ -34,6 +34,7 @@ from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
 from diffusion4d.scenes.rendered import draw_rendered
 from diffusion4d.scenes.tokenised import TokenisedWorlds, draw_with_tokens, tokenise_pool
+from diffusion4d.stages import bars_with_notes
 from priors.dinov3 import load_encoder
 
 CALIBRATION_CLIPS = 512
@@ -265,14 +266,7 @@ def save_finished(config: Train, network: TrajectoryDiT, regressor: TrajectoryDi
 
 def run(config: Train) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the folder of the finished model."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns) as progress:
+    with bars_with_notes() as progress:
         return _run(config, progress)
 
 

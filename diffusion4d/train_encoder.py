@@ -21,7 +21,7 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Bool, Float, UInt8
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +31,7 @@ from diffusion4d.config import TrainEncoder
 from diffusion4d.errors import UserError
 from diffusion4d.scenes.pool import HELD_OUT
 from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rendered
+from diffusion4d.stages import bars_with_notes
 from diffusion4d.train import seeded
 from priors.correspondence import info_nce
 from priors.preprocessing import Preprocessing
@@ -271,14 +272,7 @@ def run(config: TrainEncoder) -> Path:
     """
     if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
         raise UserError(f"seeds from {HELD_OUT} are held out for evaluation")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns) as progress:
+    with bars_with_notes() as progress:
         bar = progress.add_task("worlds", note="")
 
         def report(done: int, total: int) -> None:
