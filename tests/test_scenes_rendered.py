@@ -50,6 +50,7 @@ def test_pool_is_a_function_of_its_seeds(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(whole) == len(parts)
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(a.images, b.images)
+        assert torch.equal(a.depth.nan_to_num(), b.depth.nan_to_num())
         assert torch.equal(a.worlds.points, b.worlds.points)
         assert torch.equal(a.worlds.visible, b.worlds.visible)
         assert torch.equal(a.frames, b.frames)
@@ -59,7 +60,7 @@ def test_a_stack_has_the_truth_of_its_images() -> None:
     """Each world of a shard is the one that its seed stands for, picture and points."""
     shard = rendered.draw_shard(SPEC, 40, 3)
     for seed in (40, 41, 42):
-        world, images = draw_world(seed, SPEC)
+        world, images, _ = draw_world(seed, SPEC)
         shape = f"{images.shape[-2]}x{images.shape[-1]}"
         same = [
             i for i, p in enumerate(shard[f"{shape}/points"]) if np.array_equal(p, world.points)
@@ -73,7 +74,7 @@ def test_a_point_looks_the_same_in_all_its_frames() -> None:
     """A fine picture of the scene, at the points' places, varies less between frames than between points."""
     spec = RenderedSpec(points=96, frames=8, key_frames=4, side=160, samples=1)
     seed = next(s for s in range(40, 60) if _shadowless(s, spec))
-    world, images = draw_world(seed, spec)
+    world, images, _ = draw_world(seed, spec)
     frames = pictured(spec)
     points = torch.from_numpy(world.points)[:, frames]
     pixels = project(points, torch.from_numpy(world.intrinsics)).numpy()
@@ -95,7 +96,31 @@ def _shadowless(seed: int, spec: RenderedSpec) -> bool:
 
 
 def test_picture_is_of_the_scene_that_was_observed() -> None:
-    world, images = draw_world(41, SPEC)
+    world, images, _ = draw_world(41, SPEC)
     scene = compose(world.scene_seed, num_frames=12, family=world.family)
     again = render(scene, pictured(SPEC).tolist(), images.shape[-2:], samples=1)
     assert np.abs(images / 255 - again).max() <= 0.5 / 255 + 1e-6
+
+
+def test_depth_maps_are_as_deep_as_the_points() -> None:
+    """Where a visible point's pixel and its neighbours are flat, the map is as deep as the point, in its unit."""
+    missed = []
+    for seed in range(40, 44):
+        spec = RenderedSpec(points=96, frames=8, key_frames=4, side=96)
+        world, images, depth = draw_world(seed, spec)
+        assert depth.shape == (4, -(-images.shape[-2] // 2), -(-images.shape[-1] // 2))
+        frames = pictured(spec)
+        points = torch.from_numpy(world.points)[:, frames]
+        pixels = project(points, torch.from_numpy(world.intrinsics)).numpy()
+        place = pixels * [depth.shape[2] / world.size[1], depth.shape[1] / world.size[0]]
+        n, f = np.nonzero(world.visible[:, frames.numpy()])
+        column, row = (place[n, f, i].clip(1, depth.shape[2 - i] - 2).astype(int) for i in (0, 1))
+        around = np.stack(
+            [depth[f, row + i, column + j] for i in (-1, 0, 1) for j in (-1, 0, 1)], -1
+        ).astype(float)
+        flat = np.ptp(around, axis=-1) < 0.05 * around[:, 4]
+        assert flat.mean() > 0.1
+        missed.append(np.abs(np.log(around[:, 4] / points.numpy()[n, f, 2]))[flat])
+    missed = np.concatenate(missed)
+    assert np.percentile(missed, 95) < 0.01
+    assert np.median(missed) < 5e-3

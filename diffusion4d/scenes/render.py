@@ -1,8 +1,10 @@
-r"""Images of a scene, by the same ray caster that tells the truth about it.
+r"""Images of a scene, and how deep each pixel is, by the same ray caster that tells the truth about it.
 
 A pixel is the mean of s × s rays. Its linear shade is ambient + strength · max(0, n·l) · lit, n the (interpolated)
 normal towards the viewer, l towards the light, lit = 0 in a cast shadow. Textures are sRGB, so they are multiplied by
 shade^(1/2.2). What no ray meets is sky.
+A depth map is the pointmap of a picture (for each pixel its surface point): the ray of pixel (x, y) has the direction
+d = ((x − cx) / fx, (y − cy) / fy, 1) in camera axes and meets its first surface at s d, so that s is its depth.
 Shape letters:  F frames   R rays   V vertices.
 """
 
@@ -42,6 +44,50 @@ def render(
     casters = _still_and_moving(scene)
     pictures = [_picture(scene, frame, size, samples, casters) for frame in frames]
     return np.stack(pictures).astype(np.float32)
+
+
+def depth_maps(
+    scene: Scene, frames: Sequence[int], size: tuple[int, int]
+) -> Float32[Array, "F h w"]:
+    """Depth of the first surface behind the middle of each pixel, in units of the scene; NaN where there is none.
+
+    Args:
+        frames: indices into the scene's T instants.
+        size: (h, w) px; as in `render`, the map spans the same view as `scene.size`.
+
+    Raises:
+        ValueError: a frame outside the scene, an empty map.
+    """
+    num_frames = len(scene.vertices)
+    if any(not 0 <= frame < num_frames for frame in frames):
+        raise ValueError(f"need frames in [0, {num_frames}), got {list(frames)}")
+    if min(size) < 1:
+        raise ValueError(f"need a size of at least 1, got {size}")
+    casters = _still_and_moving(scene)
+    pixels_R2 = _pixels(scene, size)
+    depth = [_depth(scene, frame, pixels_R2, casters).reshape(size) for frame in frames]
+    return np.stack(depth).astype(np.float32)
+
+
+def depth_at(scene: Scene, frame: int, pixels_R2: Float[Array, "R 2"]) -> Float[Array, "R"]:
+    """Depth of the first surface behind places of the view, px of `scene.size`; NaN where there is none."""
+    return _depth(scene, frame, pixels_R2, _still_and_moving(scene))
+
+
+def _depth(
+    scene: Scene, frame: int, pixels_R2: Array, casters: tuple[Caster, Array, Array]
+) -> Float[Array, "R"]:
+    origins, directions = pixel_rays(scene, frame, pixels_R2)
+    distance_R = _Frame(scene, frame, casters).first_hits(origins, directions).distance
+    return np.where(np.isfinite(distance_R), distance_R, np.nan)
+
+
+def _pixels(scene: Scene, size: tuple[int, int]) -> Float[Array, "R 2"]:
+    """The middles of the pixels of a picture of the whole view, row by row, px of `scene.size`."""
+    rows = (np.arange(size[0]) + 0.5) / size[0] * scene.size[0]
+    columns = (np.arange(size[1]) + 0.5) / size[1] * scene.size[1]
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], -1)
 
 
 def _still_and_moving(scene: Scene) -> tuple[Caster, Array, Array]:
@@ -84,10 +130,8 @@ def _picture(
     casters: tuple[Caster, Array, Array],
 ) -> Float[Array, "3 h w"]:
     height, width = size
-    rows = (np.arange(height * samples) + 0.5) / (height * samples) * scene.size[0]
-    columns = (np.arange(width * samples) + 0.5) / (width * samples) * scene.size[1]
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    origins, directions = pixel_rays(scene, frame, np.stack([x.ravel(), y.ravel()], -1))
+    fine = (height * samples, width * samples)
+    origins, directions = pixel_rays(scene, frame, _pixels(scene, fine))
     world = _Frame(scene, frame, casters)
     hits = world.first_hits(origins, directions)
     colour_R3 = _sky(scene, directions)

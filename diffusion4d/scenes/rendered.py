@@ -1,20 +1,22 @@
-"""A pool of rendered worlds on disk: the truth of their tracks, and images of their key frames.
+"""A pool of rendered worlds on disk: the truth of their tracks, images of their key frames, and how deep each pixel is.
 
 The key frames are those nearest to the Greville abscissae of a cubic with F control points, so each control point
 has a picture of about its own time. An image spans the same view as the world's `size`: its pixel (x, y) is
 (x W / w, y H / h) there. The picture is of the very scene that was observed.
+A depth map has half the image's resolution and spans the same view; its unit is the world's (median anchor depth 1).
 As in `pool.py`, shards are written whole or not at all, and world i has seed `first_seed + i` whatever the number of
 processes. A shard holds a stack of worlds for each image shape, since lenses differ in aspect.
-Shape letters:  B worlds   T frames   F key frames   h, w image.
+Shape letters:  B worlds   T frames   F key frames   h, w image   y, x depth map.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float16, Int64, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,7 +25,8 @@ from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
 from diffusion4d.scenes.observe import World
 from diffusion4d.scenes.pool import Worlds, stacked, write_missing
-from diffusion4d.scenes.render import render
+from diffusion4d.scenes.render import depth_at, depth_maps, render
+from diffusion4d.scenes.scene import Scene
 from diffusion4d.scenes.world import compose, generate
 
 SHARD = 32
@@ -34,18 +37,22 @@ class RenderedWorlds:
     """A stack of worlds whose images have one shape.
 
     worlds: the truth at all T frames. images: [B, F, 3, h, w] sRGB, over the whole view. frames: [F] their places in T.
+    depth: [B, F, y, x] of the first surface behind the middles of the map's pixels; NaN where there is none.
     """
 
     worlds: Worlds
     images: UInt8[Tensor, "B F 3 h w"]
     frames: Int64[Tensor, "F"]
+    depth: Float16[Tensor, "B F y x"]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: Tensor) -> "RenderedWorlds":
         """The worlds at these places, in this order."""
-        return RenderedWorlds(self.worlds.take(index), self.images[index], self.frames)
+        return RenderedWorlds(
+            self.worlds.take(index), self.images[index], self.frames, self.depth[index]
+        )
 
 
 def pictured(spec: RenderedSpec) -> Int64[Tensor, "F"]:
@@ -68,28 +75,45 @@ def image_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return round(height * scale), round(width * scale)
 
 
-def draw_world(seed: int, spec: RenderedSpec) -> tuple[World, UInt8[np.ndarray, "F 3 h w"]]:
-    """A world and the images of its key frames; a pure function of its arguments."""
+def draw_world(
+    seed: int, spec: RenderedSpec
+) -> tuple[World, UInt8[np.ndarray, "F 3 h w"], Float16[np.ndarray, "F y x"]]:
+    """A world, the images of its key frames and their depth maps; a pure function of its arguments."""
     world = generate(seed, num_points=spec.points, num_frames=spec.frames)
     scene = compose(world.scene_seed, num_frames=spec.frames, family=world.family)
     frames = pictured(spec).tolist()
-    images = render(scene, frames, image_size(world.size, spec.side), samples=spec.samples)
-    return world, np.ascontiguousarray(np.round(255 * images).astype(np.uint8))
+    height, width = image_size(world.size, spec.side)
+    images = render(scene, frames, (height, width), samples=spec.samples)
+    depth = depth_maps(scene, frames, (math.ceil(height / 2), math.ceil(width / 2)))
+    with np.errstate(over="ignore"):
+        # What is beyond the range of half precision is as good as sky.
+        depth = (depth / _unit(scene, world)).astype(np.float16)
+    depth[np.isinf(depth)] = np.nan
+    return world, np.ascontiguousarray(np.round(255 * images).astype(np.uint8)), depth
+
+
+def _unit(scene: Scene, world: World) -> float:
+    """Scene units a unit of the world, from the points: those of frame 0 are all first hits."""
+    fx, fy, cx, cy = world.intrinsics.astype(np.float64)
+    x, y, z = world.points[:, 0].astype(np.float64).T
+    pixels_N2 = np.stack([fx * x / z + cx, fy * y / z + cy], -1)
+    return float(np.nanmedian(depth_at(scene, 0, pixels_N2) / z))
 
 
 def draw_shard(spec: RenderedSpec, first_seed: int, count: int) -> dict[str, Tensor]:
     """Render `count` worlds with consecutive seeds; the names of tensors are "image shape/field"."""
-    groups: dict[str, list[tuple[World, np.ndarray]]] = {}
+    groups: dict[str, list[tuple[World, np.ndarray, np.ndarray]]] = {}
     for seed in range(first_seed, first_seed + count):
-        world, images = draw_world(seed, spec)
+        world, images, depth = draw_world(seed, spec)
         height, width = images.shape[-2:]
-        groups.setdefault(f"{height}x{width}", []).append((world, images))
+        groups.setdefault(f"{height}x{width}", []).append((world, images, depth))
     shard = {}
     for shape, group in groups.items():
-        worlds = [world for world, _ in group]
+        worlds = [world for world, _, _ in group]
         fields = {
             **stacked(worlds),
-            "images": torch.from_numpy(np.stack([images for _, images in group])),
+            "images": torch.from_numpy(np.stack([images for _, images, _ in group])),
+            "depth": torch.from_numpy(np.stack([depth for _, _, depth in group])),
             # A clone each, since safetensors refuses names that share memory.
             "frames": pictured(spec).clone(),
         }
@@ -118,7 +142,7 @@ def draw_rendered(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
-    kind = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}"
+    kind = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}-depth"
     jobs = []
     for start in range(0, spec.worlds, SHARD):
         first_seed = spec.first_seed + start
@@ -153,5 +177,6 @@ def load_rendered(paths: list[Path]) -> list[RenderedWorlds]:
         worlds = Worlds(
             *(torch.cat([fields[f.name] for fields in group]) for f in dataclasses.fields(Worlds))
         )
-        stacks.append(RenderedWorlds(worlds, torch.cat([f["images"] for f in group]), frames))
+        images, depth = (torch.cat([f[name] for f in group]) for name in ("images", "depth"))
+        stacks.append(RenderedWorlds(worlds, images, frames, depth))
     return stacks
