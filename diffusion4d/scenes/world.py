@@ -13,14 +13,14 @@ import numpy as np
 
 from diffusion4d.scenes import motion
 from diffusion4d.scenes.articulated import articulated
+from diffusion4d.scenes.assembly import assembled
 from diffusion4d.scenes.bodies import Body, rigid
-from diffusion4d.scenes.camera import Lens, Viewpoint, random_lens, random_viewpoint
+from diffusion4d.scenes.camera import random_lens, random_viewpoint
 from diffusion4d.scenes.cloth import cloth
 from diffusion4d.scenes.elastic import elastic
 from diffusion4d.scenes.observe import UnobservableError, World, observe
 from diffusion4d.scenes.scene import Scene
-from diffusion4d.scenes.scenery import Prop, Stage, random_scenery, random_setting
-from diffusion4d.scenes.textures import BEHIND, ON_BODIES, random_light, random_texture
+from diffusion4d.scenes.scenery import Stage, random_scenery, random_setting
 
 Array = np.ndarray
 FAMILIES = ("rigid", "articulated", "elastic", "cloth")
@@ -64,7 +64,7 @@ def compose(seed: int, *, num_frames: int = 32, family: str | None = None) -> Sc
     subject_T3, radius = _subject(rng, bodies)
     view = random_viewpoint(rng, u, lens, subject_T3, radius, floor=setting != "void")
     props = random_scenery(rng, setting, _stage(bodies, view.position, subject_T3))
-    return _assembled(rng, bodies, props, view, lens, u, family, seed)
+    return assembled(rng, bodies, props, view, lens, u, family, seed)
 
 
 def generate(
@@ -138,59 +138,3 @@ def _stage(bodies: list[Body], camera_T3: Array, subject_T3: Array) -> Stage:
     everything = np.concatenate([body.vertices for body in bodies], 1) - centre
     radius = float(np.linalg.norm(everything[..., :2], axis=-1).max())
     return Stage(centre, radius, float(everything[..., 2].max()), camera_T3)
-
-
-def _assembled(
-    rng: np.random.Generator,
-    bodies: list[Body],
-    props: list[Prop],
-    view: Viewpoint,
-    lens: Lens,
-    u: Array,
-    family: str,
-    seed: int,
-) -> Scene:
-    """Everything in one mesh, with textures and light."""
-    vertices, rest, faces, part, smooth, textures = [], [], [], [], [], []
-    start, parts_used = 0, 0
-    # The pattern of a floor or wall is as fine as the bodies', however far it reaches.
-    largest = max(float(np.ptp(body.rest, axis=0).max()) for body in bodies)
-    for body in bodies:
-        vertices.append(body.vertices)
-        rest.append(body.rest)
-        part.append(np.where(body.parts >= 0, body.parts + parts_used, -1))
-        parts_used += max(0, int(body.parts.max()) + 1)
-        faces.append(body.faces + start)
-        start += len(body.rest)
-        smooth.append(body.smooth)
-        textures.append(random_texture(rng, float(np.ptp(body.rest, axis=0).max()), 0.6, ON_BODIES))
-    for prop in props:
-        still = prop.mesh.vertices
-        vertices.append(np.broadcast_to(still, (len(u), *still.shape)))
-        rest.append(still)
-        part.append(np.full(len(still), parts_used))
-        parts_used += 1
-        faces.append(prop.mesh.faces + start)
-        start += len(still)
-        smooth.append(prop.smooth)
-        extent = min(float(np.ptp(still, axis=0).max()), 2.5 * largest)
-        textures.append(random_texture(rng, extent, 0.2, BEHIND))
-    owner = np.repeat(np.arange(len(faces)), [len(f) for f in faces])
-    return Scene(
-        vertices=np.concatenate(vertices, 1).astype(np.float32),
-        faces=np.concatenate(faces),
-        face_object=owner,
-        is_static=owner >= len(bodies),
-        rest=np.concatenate(rest).astype(np.float32),
-        part=np.concatenate(part),
-        smooth=np.array(smooth),
-        textures=tuple(textures),
-        light=random_light(rng),
-        extrinsics=view.extrinsics,
-        intrinsics=lens.intrinsics,
-        size=lens.size,
-        u=u,
-        family=family,
-        camera=view.kind,
-        seed=seed,
-    )
