@@ -68,8 +68,9 @@ class Train:
 
     out: Path = Path("runs/tiny")
     """Folder of the run: checkpoint, logs, and the finished model. A run that finds its checkpoint goes on."""
-    objective: Literal["velocity", "mean", "gaussian"] = "velocity"
-    """velocity: the sampler; mean: its L2 twin; gaussian: the regressor that a sampler can stand on."""
+    objective: Literal["velocity", "energy", "mean", "median", "gaussian"] = "velocity"
+    """velocity: the sampler; energy: the sampler, through its few steps, on the energy score; mean, median: its L2
+    and L1 twins; gaussian: the regressor that a sampler can stand on."""
     regressor: Path | None = None
     """Finished "gaussian" model whose residual a "velocity" network learns."""
     start_from: Path | None = None
@@ -84,6 +85,10 @@ class Train:
     """Share of steps drawn from the rendered worlds, if there are any."""
     noisy_power: float = 0.5
     """Diffusion times are drawn as uniform ** this: below 1, more of them where noise is high."""
+    solver_steps: int = 2
+    """Steps that an "energy" sampler is trained through, and takes by default ever after."""
+    solver_samples: int = 2
+    """Samples of a clip whose energy score is taken."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 pays where the processor multiplies it natively; weights stay in float32."""
     save_every: int = 200

@@ -40,7 +40,7 @@ def coordinates_of(network: TrajectoryDiT) -> Coordinates:
     config = network.config["coordinates"]
     if config is None:
         raise ValueError("need a trained network, got one without coordinates in its configuration")
-    return Coordinates(tuple(config["lateral"]), config["depth"], config["limit"])
+    return Coordinates(**{**config, "lateral": tuple(config["lateral"])})
 
 
 def noise_of(network: TrajectoryDiT) -> PointNoise:

@@ -102,6 +102,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         output: "velocity" (v = alpha_t eps - sigma_t x_0), "mean" (E[x_0 | evidence]; takes no noised input),
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
+        trained_steps: steps that an "energy" network was trained through; None for one that is right in many steps.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
         attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.
 
@@ -123,6 +124,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         token_channels: int = 128,
         output: Output = "velocity",
         anchored: bool = False,
+        trained_steps: int | None = None,
         coordinates: dict | None = None,
         noise: dict | None = None,
         attention_backend: str = "native",
@@ -181,11 +183,12 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"anchored={self.config['anchored']}, anchor given: {anchor is not None}"
             )
-        start = evidence.ctrl[..., :1, :]
+        ctrl = evidence.in_view()
+        start = ctrl[..., :1, :]
         features = [
-            2 * evidence.ctrl.flatten(-2),
+            2 * ctrl.flatten(-2),
             # Parallax and small deformations are a few per cent of the image: they get a scale of their own.
-            8 * (evidence.ctrl - start).flatten(-2),
+            8 * (ctrl - start).flatten(-2),
             evidence.weight,
             fourier(start.squeeze(-2)),
             self._tokens_at_points(evidence),
@@ -197,7 +200,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         clip = torch.stack([evidence.log_focal, evidence.focal_known, has_tokens], -1)
         return Conditioning(
             points=self.embed_observed(torch.cat(features, -1)),
-            keys_values=None if tokens is None else self._keys_values(tokens),
+            keys_values=None if tokens is None else self._keys_values(tokens, evidence.log_focal),
             clip=self.embed_clip(clip),
         )
 
@@ -231,9 +234,13 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             )
         return evidence.tokens.at_points
 
-    def _keys_values(self, tokens: Tokens) -> tuple[tuple[Tensor, Tensor], ...]:
+    def _keys_values(
+        self, tokens: Tokens, log_focal: Float[Tensor, "B"]
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
         assert self.embed_tokens is not None
-        source = torch.cat([tokens.values, fourier(tokens.positions)], -1)
+        focal = log_focal.to(tokens.positions).exp()[:, None, None, None]
+        positions = torch.cat([tokens.positions[..., :2] * focal, tokens.positions[..., 2:]], -1)
+        source = torch.cat([tokens.values, fourier(positions)], -1)
         source = self.embed_tokens(source).flatten(1, 2)
         blocks = cast("Iterable[Block]", self.blocks)
         return tuple(b.cross.keys_values(source) for b in blocks if b.cross is not None)

@@ -80,6 +80,10 @@ class Evidence:
     focal_known: Float[Tensor, "B"]
     tokens: Tokens | None = None
 
+    def in_view(self) -> Float[Tensor, "B N M 2"]:
+        """Control points as shares of the longer side of the image, from its centre: the same through any lens."""
+        return self.ctrl * self.log_focal.to(self.ctrl).exp()[:, None, None, None]
+
     def to(self, device: torch.device | str) -> "Evidence":
         """The same evidence on another device."""
 

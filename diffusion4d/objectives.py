@@ -2,22 +2,40 @@ r"""What the network is trained to say, one function an objective: example in, l
 
 velocity   ||v - (alpha_t eps - sigma_t r)||^2 with correlated eps   (Salimans & Ho 2022, appendix D)
 mean       ||mu - x||^2                                               the L2 twin
+median     |mu - x|                                                   the L1 twin
 gaussian   s^(2 beta) [(x - mu)^2 / 2 s^2 + log s], beta = 1/2        (beta-NLL, Seitzer et al. 2022, eq. 5)
 
 x are control points in the coordinates of `coordinates.py`, r the residual a regressor leaves (`denoiser.py`).
 Plain likelihood (beta = 0) spends little on the mean where the deviation is large; beta = 1/2 does not.
 
-Shape letters:  B clips   N points   M control points.
+    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step)
+
+trains the whole few-step sampler through its steps, with J samples a clip, on what it is judged by: the fair energy
+score (Gneiting & Raftery 2007; as a training loss for samplers: Pacchiardi et al. 2024, De Bortoli et al. 2025,
+Alet et al. 2025). A velocity network is right in the limit of many steps; this one at the number it was trained with.
+The score of whole scenes hardly sees how points hang together, so linear functions of a scene are scored as well: every
+point's path, differences between neighbours (edge), and steps in time. Each term is proper, hence so is the
+sum: w, the neighbours and what counts as hidden are functions of the evidence alone.
+
+Shape letters:  B clips   J samples   N points   M control points   T frames   E edges.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion4d import denoiser
-from diffusion4d.denoiser import SCHEDULE, Anchor
+from diffusion4d import denoiser, splines
+from diffusion4d.denoiser import SCHEDULE, Anchor, ClipDenoiser
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.evidence import Evidence
+from diffusion4d.noise import squared_distances
+from diffusion4d.scenes.batches import Example
+from samplers.solve import solve
+from samplers.tables import Table
+
+NEIGHBOURS = 4
+SOFTENING = 0.05
+"""Added to a clip's expected error (scene units) in its weight, so that no clip rules a batch."""
 
 
 def mean_loss(
@@ -25,6 +43,13 @@ def mean_loss(
 ) -> Float[Tensor, ""]:
     """Squared error of the conditional mean."""
     return (denoiser.regress(network, evidence).mean - x).square().mean()
+
+
+def median_loss(
+    network: TrajectoryDiT, evidence: Evidence, x: Float[Tensor, "B N M 3"]
+) -> Float[Tensor, ""]:
+    """Absolute error of the conditional median."""
+    return (denoiser.regress(network, evidence).mean - x).abs().mean()
 
 
 def gaussian_loss(
@@ -55,3 +80,89 @@ def velocity_loss(
     conditioning = network.condition(evidence, stacked)
     velocity = network(alpha * r + sigma * noise, t, conditioning)
     return (velocity.float() - (alpha * noise - sigma * r)).square().mean()
+
+
+def energy_loss(
+    clip: ClipDenoiser,
+    example: Example,
+    generator: torch.Generator,
+    *,
+    table: Table,
+    num_samples: int,
+) -> Float[Tensor, ""]:
+    """Energy scores of what the table's steps make of noise."""
+    B, N, M, _ = example.ctrl.shape
+    white = torch.randn((B, num_samples, N, M, 3), generator=generator)
+    residual = solve(table, clip.denoise, clip.factors.correlate(white))
+    # Distances between samples lose their gradient in half precision.
+    with torch.autocast(residual.device.type, enabled=False):
+        basis_TM = splines.basis_matrix(example.u, M)
+        samples = basis_TM @ clip.decode(residual.float())
+        return scene_scores(clip, example, samples).mean()
+
+
+def scene_scores(
+    clip: ClipDenoiser, example: Example, samples: Float[Tensor, "B J N T 3"]
+) -> Float[Tensor, "B"]:
+    """The weighted sum of energy scores of each clip."""
+    truth = example.points[:, None]
+    hidden = (example.visibility == 0).to(truth)
+    near = neighbours(example.evidence)
+    scores = (
+        fair_score(samples, truth, over_points=True)
+        + fair_score(samples, truth, over_points=True, weight=hidden) / 2
+        + fair_score(samples, truth)
+        + 2 * fair_score(edges(samples, near), edges(truth, near))
+        + fair_score(samples.diff(dim=-2), truth.diff(dim=-2))
+    )
+    return weight_of(clip) * scores
+
+
+def fair_score(
+    samples: Float[Tensor, "B J N T 3"],
+    truth: Float[Tensor, "B 1 N T 3"],
+    *,
+    over_points: bool = False,
+    weight: Float[Tensor, "B N T"] | None = None,
+) -> Float[Tensor, "B"]:
+    """Fair energy score with the root mean square over a path, or over the whole scene, as its norm."""
+    axes = (-2, -1) if over_points else (-1,)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        squares = (a - b).square().sum(-1)
+        if weight is None:
+            mean = squares.mean(axes)
+        else:
+            chosen = weight[:, None]
+            mean = (squares * chosen).sum(axes) / chosen.sum(axes).clamp_min(1)
+        # The gradient of a root at zero is not finite.
+        return (mean + 1e-10).sqrt().flatten(1).mean(1)
+
+    first, second = torch.triu_indices(samples.shape[1], samples.shape[1], offset=1)
+    return distance(samples, truth) - distance(samples[:, first], samples[:, second]) / 2
+
+
+def neighbours(evidence: Evidence) -> Tensor:
+    """The points nearest to each in the anchor frame, [B, N, E]."""
+    place, _ = squared_distances(evidence)
+    return place.topk(NEIGHBOURS + 1, largest=False).indices[..., 1:]
+
+
+def edges(points: Float[Tensor, "B J N T 3"], near: Tensor) -> Float[Tensor, "B J E T 3"]:
+    """Differences between points and their neighbours."""
+    B, N, E = near.shape
+    index = near.flatten(1)[:, None, :, None, None].expand(
+        -1, points.shape[1], -1, *points.shape[3:]
+    )
+    return points.repeat_interleave(E, 2) - points.gather(2, index)
+
+
+def weight_of(clip: ClipDenoiser) -> Float[Tensor, "B"]:
+    """One over the error of depth that the regressor expects; one without a regressor."""
+    if clip.anchor is None:
+        return torch.ones(len(clip.evidence.ctrl))
+    depth = clip.coordinates.decode(clip.anchor.mean[:, None].float(), clip.evidence)[:, 0, ..., 2]
+    deviation = (
+        clip.anchor.log_std[..., 2].float().exp() * clip.coordinates.scale(clip.evidence)[..., 2]
+    )
+    return 1 / ((depth * deviation).square().mean((1, 2)).sqrt() + SOFTENING)

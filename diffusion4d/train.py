@@ -12,6 +12,7 @@ A finished run holds `model`, the network, and for a sampler or a twin also `pip
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from torch import nn
 
-from diffusion4d import checkpoint, denoiser, objectives
+from diffusion4d import checkpoint, denoiser, objectives, sampling
 from diffusion4d.config import Train
 from diffusion4d.coordinates import Coordinates
-from diffusion4d.dit import TrajectoryDiT
+from diffusion4d.dit import Output, TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.noise import PointNoise
 from diffusion4d.scenes.batches import Example, draw
@@ -83,10 +84,20 @@ def calibration_example(config: Train, worlds: Worlds) -> Example:
     )
 
 
+def output_of(config: Train) -> Output:
+    """What a network with this objective says."""
+    match config.objective:
+        case "energy":
+            return "velocity"
+        case "median":
+            return "mean"
+    return config.objective
+
+
 def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> TrajectoryDiT:
     """A network with its coordinates and noise, fitted to the worlds or taken over from `start_from`."""
     given = read_network(config.start_from) if config.start_from else None
-    goes_on = given is not None and given.config["output"] == config.objective
+    goes_on = given is not None and given.config["output"] == output_of(config)
     if given is not None and goes_on:
         coordinates, noise = given.config["coordinates"], given.config["noise"]
     else:
@@ -94,7 +105,8 @@ def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> Tra
     torch.manual_seed(config.seed)
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),
-        output=config.objective,
+        output=output_of(config),
+        trained_steps=config.solver_steps if config.objective == "energy" else None,
         anchored=regressor is not None,
         coordinates=coordinates,
         noise=noise,
@@ -118,7 +130,7 @@ def fit_whitening(
             anchor = denoiser.regress(regressor, example.evidence)
         residual = anchor.encode(coordinates.encode(example.ctrl, example.evidence))
     fitted = dataclasses.asdict(coordinates)
-    if config.objective != "velocity":
+    if output_of(config) != "velocity":
         return fitted, None
     return fitted, dataclasses.asdict(PointNoise.fit(residual, example.evidence))
 
@@ -154,8 +166,19 @@ class Objective(nn.Module):
         match self.config.objective:
             case "mean":
                 return objectives.mean_loss(network, evidence, x)
+            case "median":
+                return objectives.median_loss(network, evidence, x)
             case "gaussian":
                 return objectives.gaussian_loss(network, evidence, x)
+            case "energy":
+                (regressor,) = self.frozen
+                return objectives.energy_loss(
+                    denoiser.prepare(network, evidence, regressor),
+                    example,
+                    generator,
+                    table=sampling.table_for("angular", self.config.solver_steps),
+                    num_samples=self.config.solver_samples,
+                )
             case "velocity":
                 (regressor,) = self.frozen
                 with torch.no_grad():
@@ -186,8 +209,10 @@ def load_regressor(config: Train) -> TrajectoryDiT | None:
     """
     if config.regressor is None:
         return None
-    if config.objective != "velocity":
-        raise UserError(f"--regressor goes with --objective velocity, got {config.objective}")
+    if output_of(config) != "velocity":
+        raise UserError(
+            f"--regressor goes with --objective velocity or energy, got {config.objective}"
+        )
     regressor = read_network(config.regressor)
     if regressor.config["output"] != "gaussian":
         raise UserError(
@@ -232,7 +257,7 @@ def require_same(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT
     """
     wanted = {
         **dataclasses.asdict(config.network),
-        "output": config.objective,
+        "output": output_of(config),
         "anchored": regressor is not None,
     }
     for name, value in wanted.items():
@@ -314,6 +339,11 @@ def _run(config: Train, progress: Progress) -> Path:
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optimisation.clip_norm)
         assert norm is not None
+        if not math.isfinite(loss.item() + float(norm)):
+            raise UserError(
+                f"need a finite loss, got {loss.item()} with gradient norm {float(norm)} at step {step}; the last "
+                f"checkpoint in {config.out} is whole: go on from it with a lower learning rate"
+            )
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()

@@ -1,7 +1,8 @@
 """The one loop: apply a table's rows to a denoiser, from noise to data.
 
 x_s = a x_t + b x̂_0 + d x̂_0,prev + e ε, row by row (see tables.py). Guidance is in the denoiser,
-randomness and progress are arguments, and nothing is kept between calls.
+randomness and progress are arguments, and nothing is kept between calls. Gradients flow through all steps unless
+the caller says otherwise, so that a few-step sampler can itself be trained.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,6 @@ Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
 
 
-@torch.no_grad()
 def solve(
     table: Table,
     denoise: Denoise,

@@ -64,6 +64,7 @@ def observe_through_tracker(
 
     # What is reported of a hidden point is where it was last seen, dragged along by what hides it.
     dragged = hidden_for.clamp_max(4)[..., None] * normal(B, N, 1, 2)
+    dragged[:, :, 0] = 0
     reported = torch.where(
         visible[..., None], pixels, hold_last_seen(pixels, visible) + unit * dragged
     )
