@@ -12,9 +12,10 @@ from torch import Tensor
 from diffusion4d import train_encoder
 from diffusion4d.config import RenderedSpec, TrainEncoder
 from diffusion4d.errors import UserError
+from diffusion4d.frame_pairs import draw_look, draw_views, key_pixels
 from diffusion4d.scenes.pool import HELD_OUT
 from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rendered
-from diffusion4d.train_encoder import draw_views, fit, key_pixels, place_loss, run, warp
+from diffusion4d.train_encoder import fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
 from priors.tokens import TokenGrid
@@ -36,7 +37,8 @@ def test_warped_points_show_what_they_showed() -> None:
     images = (255 * picture).round().to(torch.uint8).expand(8, 2, 3, height, width).clone()
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(8, 2, 60, 2, generator=generator) * torch.tensor([width, height])
-    warped, moved = warp(images, points, generator)
+    look = draw_look(8, (height, width), generator)
+    warped, moved = look.images(images), look.points(points)
     assert warped.shape[-2:] == (128, 176)
     size = torch.tensor([176.0, 128.0])
     inside = ((moved > 2) & (moved < size - 2)).all(-1)
@@ -46,6 +48,17 @@ def test_warped_points_show_what_they_showed() -> None:
     )
     came_from = colour[:, :2, :, 0].mT.unflatten(0, (8, 2)) * torch.tensor([width, height])
     assert (came_from - points)[inside].abs().max() < 0.75
+    # A depth map that holds x at half the resolution goes along: a column of it is two px wide.
+    depth = (2 * torch.arange(86) + 1).half().expand(8, 2, 64, 86)
+    deep = torch.nn.functional.grid_sample(
+        look.depth(depth).flatten(0, 1)[:, None],
+        (2 * moved / size - 1).flatten(0, 1)[:, :, None],
+        mode="nearest",
+        align_corners=False,
+    )
+    assert look.depth(depth).shape == (8, 2, 64, 88)
+    deep = deep[:, 0, :, 0].unflatten(0, (8, 2))
+    assert (deep - points[..., 0])[inside].abs().max() < 3
 
 
 def test_place_loss_of_equal_and_of_perfect_features() -> None:
