@@ -15,9 +15,10 @@ from diffusion4d.errors import UserError
 from diffusion4d.frame_pairs import draw_look, draw_views, key_pixels
 from diffusion4d.scenes.pool import HELD_OUT
 from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rendered
-from diffusion4d.train_encoder import fit, place_loss, run
+from diffusion4d.train_encoder import Objective, fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
+from priors.pointmaps import load_pointmapper
 from priors.tokens import TokenGrid
 
 
@@ -120,6 +121,27 @@ def test_killed_run_ends_where_an_unbroken_one_does(
     assert load_encoder(whole).fingerprint == load_encoder(again).fingerprint
 
 
+def test_a_run_starts_from_an_encoder_and_its_head(
+    held_out: list[RenderedWorlds], tmp_path: Path
+) -> None:
+    """Without a step, and with the first weights as their own average, what comes out is what went in."""
+    config = TrainEncoder(out=tmp_path / "first", steps=1, batch=2, points=16, start_from="tiny")
+    with Progress(disable=True) as progress:
+        first = fit(config, held_out, progress)
+    again = Objective(dataclasses.replace(config, start_from=str(first)))
+    mapper = load_pointmapper(first)
+    saved, loaded = mapper.head.state_dict(), again.head.state_dict()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    weights = again.encoder.state_dict()
+    assert all(torch.equal(t, weights[n]) for n, t in mapper.encoder.model.state_dict().items())
+    # A head of another kind starts afresh.
+    linear = Objective(dataclasses.replace(config, start_from=str(first), head="linear"))
+    assert linear.head.kind == "linear"
+    # Depth maps reach the loss: of another head, at the resolution of its cells.
+    losses = linear(draw_views(config, held_out, 0))
+    assert 0.01 < losses["pointmap"] < 2
+
+
 def test_held_out_worlds_are_not_trained_on(tmp_path: Path) -> None:
     config = TrainEncoder(out=tmp_path, worlds=RenderedSpec(worlds=8, first_seed=HELD_OUT - 4))
     with pytest.raises(UserError, match=f"seeds from {HELD_OUT} are held out"):
@@ -134,7 +156,8 @@ def _raw(frames: Tensor, u: Tensor) -> TokenGrid:
     )
     patches = torch.nn.functional.unfold(resized, 16, stride=16).mT
     patches = patches - patches.mean(-1, keepdim=True)
-    return TokenGrid(patches, (height // 16, width // 16), tuple(frames.shape[-2:]), u)
+    size = (frames.shape[-2], frames.shape[-1])
+    return TokenGrid(patches, (height // 16, width // 16), size, u)
 
 
 def test_packaged_encoder_finds_points_in_worlds_it_has_not_seen(

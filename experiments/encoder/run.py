@@ -137,8 +137,10 @@ def pck_table(worlds: list[dict[str, np.ndarray]], draws: int) -> dict[str, obje
             row = {name: round(float(h.sum() / count.sum()), 4) for name, h in hits.items()}
             chance = sum(w["chance"][k] * n for w, n in zip(worlds, count, strict=True))
             row["chance"] = round(float(chance / count.sum()), 4)
-            ratio = hits["encoder"][picks].sum(1) / hits["raw pixels"][picks].sum(1)
-            row["ratio"] = round(float(hits["encoder"].sum() / hits["raw pixels"].sum()), 3)
+            # One hit at least, so that the ratio is finite on a handful of worlds.
+            base = np.maximum(hits["raw pixels"][picks].sum(1), 1)
+            ratio = hits["encoder"][picks].sum(1) / base
+            row["ratio"] = round(float(hits["encoder"].sum() / max(hits["raw pixels"].sum(), 1)), 3)
             low, high = np.quantile(ratio, (0.025, 0.975))
             row["ratio_low"], row["ratio_high"] = round(float(low), 3), round(float(high), 3)
             rows[f"pck{limit}"] = row
