@@ -129,8 +129,12 @@ class TrainEncoder:
 
     out: Path = Path("runs/encoder")
     """Folder of the run: checkpoint, logs, and the finished model. A run that finds its checkpoint goes on."""
+    start_from: str | None = None
+    """Encoder (tiny or a folder) whose weights are the first ones, and its head's if that has the same shape."""
     pool: Path = Path("runs/rendered")
     """Folder of rendered worlds; those that are missing are rendered."""
+    head: Literal["dpt", "linear"] = "dpt"
+    """What reads pointmaps from the tokens: a dense prediction transformer's head, or a linear one."""
     steps: int = 2_500
     batch: int = 24
     """Clips a step, with two key frames each."""
@@ -147,8 +151,8 @@ class TrainEncoder:
     """Of the softmax over candidates."""
     radius: float = 8.0
     """Points of one image closer than this, in pixels, are no negatives of each other."""
-    depth_weight: float = 0.2
-    """Weight of the auxiliary loss on relative depth."""
+    pointmap_weight: float = 1.0
+    """Weight of the loss on pointmaps."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 pays where the processor multiplies it natively; weights stay in float32."""
     save_every: int = 200

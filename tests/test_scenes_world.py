@@ -71,7 +71,7 @@ def test_what_stands_still_obeys_the_cameras(worlds: list[World]) -> None:
 
 
 def test_families_cameras_formats_and_motion_all_occur(worlds: list[World]) -> None:
-    assert {world.family for world in worlds} == set(FAMILIES)
+    assert {world.family for world in worlds} >= set(FAMILIES)
     still = [np.ptp(world.extrinsics, axis=0).max() < 1e-9 for world in worlds]
     assert [world.camera == "static" for world in worlds] == still
     assert 0.25 < np.mean(still) < 0.7

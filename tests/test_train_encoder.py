@@ -12,11 +12,13 @@ from torch import Tensor
 from diffusion4d import train_encoder
 from diffusion4d.config import RenderedSpec, TrainEncoder
 from diffusion4d.errors import UserError
+from diffusion4d.frame_pairs import draw_look, draw_views, key_pixels
 from diffusion4d.scenes.pool import HELD_OUT
 from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rendered
-from diffusion4d.train_encoder import draw_views, fit, key_pixels, place_loss, run, warp
+from diffusion4d.train_encoder import Objective, fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
+from priors.pointmaps import load_pointmapper
 from priors.tokens import TokenGrid
 
 
@@ -36,7 +38,8 @@ def test_warped_points_show_what_they_showed() -> None:
     images = (255 * picture).round().to(torch.uint8).expand(8, 2, 3, height, width).clone()
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(8, 2, 60, 2, generator=generator) * torch.tensor([width, height])
-    warped, moved = warp(images, points, generator)
+    look = draw_look(8, (height, width), generator)
+    warped, moved = look.images(images), look.points(points)
     assert warped.shape[-2:] == (128, 176)
     size = torch.tensor([176.0, 128.0])
     inside = ((moved > 2) & (moved < size - 2)).all(-1)
@@ -46,6 +49,17 @@ def test_warped_points_show_what_they_showed() -> None:
     )
     came_from = colour[:, :2, :, 0].mT.unflatten(0, (8, 2)) * torch.tensor([width, height])
     assert (came_from - points)[inside].abs().max() < 0.75
+    # A depth map that holds x at half the resolution goes along: a column of it is two px wide.
+    depth = (2 * torch.arange(86) + 1).half().expand(8, 2, 64, 86)
+    deep = torch.nn.functional.grid_sample(
+        look.depth(depth).flatten(0, 1)[:, None],
+        (2 * moved / size - 1).flatten(0, 1)[:, :, None],
+        mode="nearest",
+        align_corners=False,
+    )
+    assert look.depth(depth).shape == (8, 2, 64, 88)
+    deep = deep[:, 0, :, 0].unflatten(0, (8, 2))
+    assert (deep - points[..., 0])[inside].abs().max() < 3
 
 
 def test_place_loss_of_equal_and_of_perfect_features() -> None:
@@ -107,6 +121,27 @@ def test_killed_run_ends_where_an_unbroken_one_does(
     assert load_encoder(whole).fingerprint == load_encoder(again).fingerprint
 
 
+def test_a_run_starts_from_an_encoder_and_its_head(
+    held_out: list[RenderedWorlds], tmp_path: Path
+) -> None:
+    """Without a step, and with the first weights as their own average, what comes out is what went in."""
+    config = TrainEncoder(out=tmp_path / "first", steps=1, batch=2, points=16, start_from="tiny")
+    with Progress(disable=True) as progress:
+        first = fit(config, held_out, progress)
+    again = Objective(dataclasses.replace(config, start_from=str(first)))
+    mapper = load_pointmapper(first)
+    saved, loaded = mapper.head.state_dict(), again.head.state_dict()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    weights = again.encoder.state_dict()
+    assert all(torch.equal(t, weights[n]) for n, t in mapper.encoder.model.state_dict().items())
+    # A head of another kind starts afresh.
+    linear = Objective(dataclasses.replace(config, start_from=str(first), head="linear"))
+    assert linear.head.kind == "linear"
+    # Depth maps reach the loss: of another head, at the resolution of its cells.
+    losses = linear(draw_views(config, held_out, 0))
+    assert 0.01 < losses["pointmap"] < 2
+
+
 def test_held_out_worlds_are_not_trained_on(tmp_path: Path) -> None:
     config = TrainEncoder(out=tmp_path, worlds=RenderedSpec(worlds=8, first_seed=HELD_OUT - 4))
     with pytest.raises(UserError, match=f"seeds from {HELD_OUT} are held out"):
@@ -121,7 +156,8 @@ def _raw(frames: Tensor, u: Tensor) -> TokenGrid:
     )
     patches = torch.nn.functional.unfold(resized, 16, stride=16).mT
     patches = patches - patches.mean(-1, keepdim=True)
-    return TokenGrid(patches, (height // 16, width // 16), tuple(frames.shape[-2:]), u)
+    size = (frames.shape[-2], frames.shape[-1])
+    return TokenGrid(patches, (height // 16, width // 16), size, u)
 
 
 def test_packaged_encoder_finds_points_in_worlds_it_has_not_seen(

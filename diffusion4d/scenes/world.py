@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffusion4d.scenes import motion
+from diffusion4d.scenes import ambiguous, motion
 from diffusion4d.scenes.articulated import articulated
 from diffusion4d.scenes.assembly import assembled
 from diffusion4d.scenes.bodies import Body, rigid
@@ -31,6 +31,8 @@ _MAKERS: dict[str, Callable[[np.random.Generator, Array, int], Body]] = {
     "elastic": elastic,
     "cloth": cloth,
 }
+AMBIGUOUS_SHARE = 0.08
+"""Share of worlds with two distinct answers: depth reversals and forks, as many of each."""
 _ATTEMPTS = 40
 # Vertices for each body by the number of bodies: every frame's mesh is built anew, about 1 ms a thousand triangles.
 _DETAIL = {1: 260, 2: 165, 3: 120}
@@ -54,8 +56,14 @@ def compose(seed: int, *, num_frames: int = 32, family: str | None = None) -> Sc
     if family is None:
         # Its own stream, so that naming the family that would have been drawn changes nothing else.
         family = str(_stream(seed, 0).choice(FAMILIES, p=_FAMILY_ODDS))
+        # A draw beside the others, so that the rest of the worlds are what they would be without these.
+        share = float(_stream(seed, 100).random()) / AMBIGUOUS_SHARE
+        if share < 1:
+            family = ambiguous.FAMILIES[int(share * len(ambiguous.FAMILIES))]
+    if family in ambiguous.FAMILIES:
+        return ambiguous.scene_of(seed, num_frames, family)
     if family not in FAMILIES:
-        raise ValueError(f"need a family of {FAMILIES}, got {family!r}")
+        raise ValueError(f"need a family of {(*FAMILIES, *ambiguous.FAMILIES)}, got {family!r}")
     rng = _stream(seed, 1)
     u = np.linspace(0, 1, num_frames)
     bodies = _cast(rng, u, family)
@@ -99,7 +107,9 @@ def _stream(seed: int, key: int) -> np.random.Generator:
 
 
 def _worth_seeing(world: World) -> bool:
-    """The bodies are in view for a good part of the clip, and never quite gone."""
+    """The bodies are in view for a good part of the clip, and never quite gone (a fork's are meant to be)."""
+    if world.family == "fork":
+        return True
     seen_T = world.visible[world.moving if world.moving.any() else slice(None)].mean(0)
     return bool(seen_T.mean() > 0.35 and seen_T.min() > 0.05)
 
