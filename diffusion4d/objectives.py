@@ -143,14 +143,15 @@ def fair_score(
 
 
 def neighbours(evidence: Evidence) -> Tensor:
-    """The points nearest to each in the anchor frame, [B, N, E]."""
+    """The points nearest to each in the anchor frame, [B, N, E], E = 4 or all others."""
     place, _ = squared_distances(evidence)
-    return place.topk(NEIGHBOURS + 1, largest=False).indices[..., 1:]
+    count = min(NEIGHBOURS + 1, place.shape[-1])
+    return place.topk(count, largest=False).indices[..., 1:]
 
 
 def edges(points: Float[Tensor, "B J N T 3"], near: Tensor) -> Float[Tensor, "B J E T 3"]:
     """Differences between points and their neighbours."""
-    B, N, E = near.shape
+    E = near.shape[-1]
     index = near.flatten(1)[:, None, :, None, None].expand(
         -1, points.shape[1], -1, *points.shape[3:]
     )

@@ -9,6 +9,7 @@ import torch
 from observed import COORDINATES, seeded, some_evidence
 
 from diffusion4d.coordinates import BINS, NEAREST, Coordinates
+from diffusion4d.evidence import Evidence
 
 F64 = torch.float64
 
@@ -33,14 +34,40 @@ def test_one_unit_is_one_scale():
     evidence = some_evidence()
     ctrl = torch.cat([evidence.ctrl, torch.ones_like(evidence.ctrl[..., :1])], -1)
     away = ctrl.clone()
-    away[..., 0] += 2 * COORDINATES.scale(evidence.weight)[..., 0]
+    away[..., 0] += 2 * COORDINATES.scale(evidence)[..., 0]
     x = COORDINATES.encode(away, evidence)
     torch.testing.assert_close(x[..., 0], torch.full_like(x[..., 0], 2.0))
     torch.testing.assert_close(x[..., 1:], torch.zeros_like(x[..., 1:]), atol=1e-12, rtol=0)
+    # No power of the lens is fitted into these: log depth has one scale.
     twice = COORDINATES.encode(2 * ctrl, evidence)
     torch.testing.assert_close(
         twice[..., 2], torch.full_like(twice[..., 2], math.log(2) / COORDINATES.depth)
     )
+
+
+def test_an_offset_is_a_share_of_the_picture_through_any_lens():
+    """Focal length times 2, normalised coordinates by 2: the same picture, so the same numbers."""
+    evidence = some_evidence()
+    longer = dataclasses.replace(
+        evidence, ctrl=evidence.ctrl / 2, log_focal=evidence.log_focal + math.log(2)
+    )
+    x = torch.randn(1, 1, 6, 5, 3, generator=seeded(), dtype=F64)
+    by_lens = dataclasses.replace(COORDINATES, power=0.5)
+    near, far = by_lens.decode(x, evidence), by_lens.decode(x, longer)
+    torch.testing.assert_close(far[..., :2] / far[..., 2:] * 2, near[..., :2] / near[..., 2:])
+    torch.testing.assert_close(far[..., 2].log() * 2**0.5, near[..., 2].log())
+    torch.testing.assert_close(longer.in_view(), evidence.in_view())
+
+
+def test_the_power_of_the_lens_is_fitted():
+    log_focal = torch.linspace(-0.8, 1.3, 400, dtype=F64)
+    evidence = dataclasses.replace(some_evidence(B=400), log_focal=log_focal)
+    log_depth = 0.2 * torch.randn(400, 6, 5, 1, generator=seeded(), dtype=F64)
+    log_depth = log_depth * (-0.6 * log_focal).exp()[:, None, None, None]
+    ctrl = torch.cat([evidence.ctrl, torch.ones_like(log_depth)], -1) * log_depth.exp()
+    fitted = Coordinates.fit(ctrl, evidence)
+    assert fitted.power == pytest.approx(0.6, abs=0.03)
+    assert fitted.depth == pytest.approx(0.2, rel=0.05)
 
 
 def test_far_offsets_are_clipped_and_near_points_pushed_out():
@@ -54,13 +81,19 @@ def test_far_offsets_are_clipped_and_near_points_pushed_out():
 
 
 def test_scale_falls_from_bin_to_bin_and_is_geometric_between():
-    at_bins = COORDINATES.scale(torch.linspace(0, 1, BINS, dtype=F64))
+    def scale(weight: torch.Tensor) -> torch.Tensor:
+        seen = weight.to(F64)[None, None]
+        ctrl = torch.zeros(*seen.shape, 2, dtype=F64)
+        one = torch.ones(1, dtype=F64)
+        return COORDINATES.scale(Evidence(ctrl, seen, torch.zeros_like(one), one))[0, 0]
+
+    at_bins = scale(torch.linspace(0, 1, BINS))
     torch.testing.assert_close(at_bins[:, 0], torch.tensor(COORDINATES.lateral, dtype=F64))
     assert torch.equal(at_bins[:, 0], at_bins[:, 1])
     assert (at_bins[:, 2] == COORDINATES.depth).all()
-    half = COORDINATES.scale(torch.tensor([1 / 16], dtype=F64))[0, 0].item()
+    half = scale(torch.tensor([1 / 16]))[0, 0].item()
     assert half == pytest.approx(math.sqrt(COORDINATES.lateral[0] * COORDINATES.lateral[1]))
-    assert (COORDINATES.scale(torch.linspace(0, 1, 101, dtype=F64))[:, 0].diff() < 0).all()
+    assert (scale(torch.linspace(0, 1, 101))[:, 0].diff() < 0).all()
 
 
 def test_rotation_about_the_optical_axis():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch
 from observed import CHANNELS, COORDINATES, M, reordered, seeded, some_evidence, some_network
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion4d.attention import BACKENDS, Attention, check_backend
+from diffusion4d.attention import BACKENDS, Attention, check_backend, written_out
 from diffusion4d.denoiser import coordinates_of, noise_of
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.noise import PointNoise
@@ -248,3 +248,9 @@ def test_xformers_on_the_cpu_is_refused_although_it_imports():
 
     with pytest.raises(ValueError, match="CUDA"):
         some_network().float().set_attention_backend("xformers")
+
+
+def test_attention_written_out_is_attention():
+    q, k, v = (torch.randn(2, n, 3, 8, generator=seeded(n), dtype=torch.float64) for n in (5, 7, 7))
+    expected = nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    torch.testing.assert_close(written_out(q, k, v), expected.transpose(1, 2))

@@ -36,7 +36,7 @@ def some_noise(num_ctrl: int = M) -> PointNoise:
 
 def covariance_of_points(noise: PointNoise, group: int) -> torch.Tensor:
     """C by the formula, pair by pair."""
-    e = some_evidence(N=N).ctrl[0]
+    e = some_evidence(N=N).in_view()[0]
     C = torch.zeros(N, N, dtype=F64)
     for i in range(N):
         for j in range(N):

@@ -1,13 +1,15 @@
-"""Objectives of networks that answer zero, against closed forms."""
+"""Objectives of networks that answer zero, against closed forms; what energy training finds."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from observed import M, seeded, some_evidence, some_network
 
-from diffusion4d import objectives
+from diffusion4d import denoiser, objectives, sampling
 from diffusion4d.denoiser import Anchor
+from diffusion4d.scenes.batches import Example
 
 B, N = 64, 6
 
@@ -79,3 +81,101 @@ def test_velocity_loss_is_of_the_residual():
         network, evidence, x, seeded(), anchor=anchor, noisy_power=1.0
     ).item()
     assert loss == pytest.approx(0.5, rel=0.1)
+
+
+def test_median_loss_of_zero_is_the_mean_absolute_value():
+    network = some_network(trained=False, output="mean").float()
+    x = data()
+    loss = objectives.median_loss(network, some_evidence(B, N, dtype=torch.float32), x)
+    torch.testing.assert_close(loss, x.abs().mean())
+
+
+def test_fair_score_of_scenes_and_of_paths():
+    # Truth at zero, two samples at a and b along one axis: (|a| + |b|) / 2 - |a - b| / 2.
+    samples = torch.zeros(1, 2, 3, 4, 3, dtype=torch.float64)
+    samples[:, 0, :, :, 0] = 1.0
+    samples[:, 1, :, :, 0] = -2.0
+    truth = torch.zeros(1, 1, 3, 4, 3, dtype=torch.float64)
+    for over_points in (True, False):
+        score = objectives.fair_score(samples, truth, over_points=over_points)
+        torch.testing.assert_close(score, torch.zeros(1, dtype=torch.float64), atol=1e-8, rtol=0)
+    samples[:, 1] = -samples[:, 1]
+    torch.testing.assert_close(
+        objectives.fair_score(samples, truth), torch.ones(1, dtype=torch.float64)
+    )
+    # Only one of the three points is chosen, and it alone is off.
+    samples[:, :, 1:] = 0
+    weight = torch.zeros(1, 3, 4, dtype=torch.float64)
+    weight[:, 0] = 1
+    scene = objectives.fair_score(samples, truth, over_points=True, weight=weight)
+    torch.testing.assert_close(scene, torch.ones(1, dtype=torch.float64))
+    nothing = objectives.fair_score(
+        samples, truth, over_points=True, weight=torch.zeros_like(weight)
+    )
+    torch.testing.assert_close(nothing, torch.zeros_like(nothing), atol=1e-4, rtol=0)
+
+
+def test_fair_score_is_proper_and_its_expectation_is_known():
+    # In one dimension E|X - y| - E|X - X'| / 2 for X, y ~ N(0, 1) is 1 / sqrt(pi); any other spread scores worse.
+    truth = torch.randn(40_000, 1, 1, 1, 1, generator=seeded(), dtype=torch.float64)
+    white = torch.randn(40_000, 2, 1, 1, 1, generator=seeded(1), dtype=torch.float64)
+
+    def score(spread: float) -> float:
+        padded = [torch.nn.functional.pad(x, (0, 2)) for x in (spread * white, truth)]
+        return objectives.fair_score(padded[0], padded[1]).mean().item()
+
+    assert score(1.0) == pytest.approx(math.pi**-0.5, abs=0.01)
+    assert score(1.0) < min(score(0.6), score(1.5))
+
+
+def test_edges_lead_to_the_nearest_points():
+    evidence = some_evidence(2, 7)
+    near = objectives.neighbours(evidence)
+    place = evidence.in_view()[..., 0, :]
+    points = torch.nn.functional.pad(place, (0, 1))[:, None, :, None]
+    lengths = objectives.edges(points, near).norm(dim=-1)[:, 0, :, 0]
+    apart = torch.cdist(place, place) + torch.eye(7).double() * 9
+    nearest = apart.sort(-1).values[..., : objectives.NEIGHBOURS].flatten(1)
+    torch.testing.assert_close(lengths, nearest)
+
+
+def test_energy_training_finds_spread_and_mean():
+    """Truths that the evidence does not tell apart, N(m, s^2) in log depth: two steps from noise learn m and s."""
+    torch.manual_seed(0)
+    network = some_network(trained=False, token_channels=0).float()
+    evidence = some_evidence(64, 3, dtype=torch.float32)
+    evidence = type(evidence)(
+        ctrl=torch.zeros_like(evidence.ctrl), weight=torch.ones_like(evidence.weight),
+        log_focal=torch.zeros(64), focal_known=torch.ones(64),
+    )  # fmt: skip
+    table = sampling.table_for("angular", 2)
+    u = torch.linspace(0, 1, 6)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    generator = seeded(3)
+    mean, deviation = 0.3, 0.1
+    for _ in range(150):
+        zeta = mean + deviation * torch.randn((64, 1, 1, 1), generator=generator)
+        ctrl = torch.tensor([0.0, 0.0, 1.0]) * zeta.exp().expand(64, 3, M, 3)
+        points = ctrl[..., :1, :].expand(64, 3, 6, 3)
+        seen = torch.ones(64, 3, 6)
+        example = Example(
+            evidence, ctrl, points, seen.bool(), seen[..., 0].bool(), seen[..., None].expand(-1, -1, -1, 2),
+            seen, torch.ones(64, 4), u,
+        )  # fmt: skip
+        clip = denoiser.prepare(network, evidence)
+        loss = objectives.energy_loss(clip, example, generator, table=table, num_samples=2)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    one = denoiser.prepare(network, some_clip(evidence))
+    depth = sampling.sample(one, list(range(200)), table)[..., 2].log().mean((1, 2))
+    assert depth.mean().item() == pytest.approx(mean, abs=0.05)
+    assert depth.std().item() == pytest.approx(deviation, rel=0.4)
+
+
+def some_clip(evidence):
+    """The first clip of a batch."""
+    return dataclasses.replace(
+        evidence,
+        **{f: getattr(evidence, f)[:1] for f in ("ctrl", "weight", "log_focal", "focal_known")},
+    )

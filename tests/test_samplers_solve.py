@@ -138,13 +138,19 @@ def test_precision_is_that_of_the_sample(dtype: torch.dtype, time_dtype: torch.d
     torch.testing.assert_close(answer.double(), expected, rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
-def test_the_loop_keeps_no_graph_and_no_input() -> None:
-    x_1 = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+def test_gradients_flow_through_all_steps_and_the_input_stays() -> None:
+    x_1 = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     before = x_1.clone()
-    gain = torch.ones(3, requires_grad=True)
-    answer = solve(ddim(CosineSchedule(), uniform(2)), lambda x_t, t: gain * x_t, x_1)
-    assert not answer.requires_grad
+    gain = torch.ones(3, dtype=F64, requires_grad=True)
+    table = ddim(CosineSchedule(), uniform(2))
+    solve(table, lambda x_t, t: gain * x_t, x_1).sum().backward()
     assert torch.equal(x_1, before)
+    # x_0 = prod_i (a_i + b_i g) x_1, differentiated by the product rule at g = 1.
+    factors = (table.a + table.b).tolist()
+    slope = table.b[0] * factors[1] + table.b[1] * factors[0]
+    torch.testing.assert_close(gain.grad, slope * x_1.sum(0))
+    with torch.no_grad():
+        assert not solve(table, lambda x_t, t: gain * x_t, x_1).requires_grad
 
 
 def test_the_loop_refuses() -> None:

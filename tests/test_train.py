@@ -230,7 +230,10 @@ def test_a_longer_pool_leaves_the_whitening_as_it_was(tmp_path, worlds_folder, u
         ({"objective": "velocity"}, "another network, with output mean, got velocity"),
         ({"network": dataclasses.replace(NETWORK, width=16)}, "with width 32, got 16"),
         ({"worlds": PoolSpec(worlds=2, first_seed=pool.HELD_OUT)}, "held out for evaluation"),
-        ({"regressor": Path("nowhere")}, "--regressor goes with --objective velocity, got mean"),
+        (
+            {"regressor": Path("nowhere")},
+            "--regressor goes with --objective velocity or energy, got mean",
+        ),
     ],
 )
 def test_what_does_not_fit_a_run_is_refused(worlds_folder, uninterrupted, changes, message):

@@ -22,7 +22,7 @@ def observe_through_tracker(
 ) -> tuple[Float[Tensor, "B N T 2"], Float[Tensor, "B N T"]]:
     """Noisy tracks in px and soft visibility in [0, 1]; where visibility is 0 the last position is held.
 
-    A track starts in the anchor frame: a point that is not seen there at all starts near its true projection, unseen.
+    A track starts in the anchor frame, exactly where it was asked for: there is no error yet, and nothing drags it.
     """
     B, N, T, _ = pixels.shape
 
