@@ -111,6 +111,25 @@ def test_the_least_rotation() -> None:
     np.testing.assert_allclose(Rotation.from_matrix(turn).magnitude(), between, atol=1e-7)
 
 
+def test_fingers_that_turn_over_go_with_the_arm() -> None:
+    take = person()
+    finger = take.positions[:, [6]] + [[0.0, 0, -0.05]]
+    finger[20:25] = take.positions[20:25, [6]] + [[0.0, 0, 0.05]]
+    with_finger = Take(
+        np.concatenate([take.positions, finger], 1), np.array([*PARENTS, 6]), take.fps
+    )
+    body = jointed.body(with_finger, jointed.Build(), np.random.default_rng(0))
+    assert body.joints[body.stiff].tolist() == [16]
+    path = jointed.moved(body, with_finger)
+    bones = [body.joints.tolist().index(joint) - 1 for joint in (6, 16)]
+    both = np.isin(body.part, bones)
+    # Forearm and finger are one rigid piece throughout.
+    now, rest = path[:, both] - path[:, both].mean(1, keepdims=True), body.rest[both]
+    for t in range(0, 45, 4):
+        turn = Rotation.align_vectors(now[t], rest - rest.mean(0))[0]
+        np.testing.assert_allclose(turn.apply(rest - rest.mean(0)), now[t], atol=1e-7)
+
+
 def test_zero_length_bones_carry_no_limb() -> None:
     take = person()
     doubled = np.concatenate([take.positions, take.positions[:, :1]], 1)
