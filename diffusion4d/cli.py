@@ -1,4 +1,4 @@
-"""The command line: sample, train, train-encoder, evaluate, doctor. Options are read off the settings below.
+"""The command line: sample, train, train-encoder, evaluate, pack, doctor. Options are read off the settings below.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffusion4d.clip import Clip
-    from diffusion4d.config import Evaluate, Train, TrainEncoder
+    from diffusion4d.config import BuildPack, Evaluate, Train, TrainEncoder
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -87,13 +87,14 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import Evaluate, Train, TrainEncoder
+    from diffusion4d.config import BuildPack, Evaluate, Train, TrainEncoder
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[BuildPack, tyro.conf.subcommand("pack")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")],
         prog="diffusion4d",
         description="Sample several plausible 3D motions from one video.",
@@ -111,6 +112,8 @@ def run(arguments: list[str]) -> int:
                 return train_encoder(command)
             case Evaluate():
                 return evaluate(command)
+            case BuildPack():
+                return build_pack(command)
             case Doctor():
                 return doctor()
     except KeyboardInterrupt:
@@ -279,6 +282,15 @@ def evaluate(config: "Evaluate") -> int:
     from diffusion4d import evaluate as evaluation
 
     print(evaluation.markdown(evaluation.run(config)))
+    return 0
+
+
+def build_pack(config: "BuildPack") -> int:
+    """Build a pack of actors; prints each as it is written."""
+    from diffusion4d.data import build
+
+    written = build.run(config, lambda name: print(f"  {name}"))
+    print(f"wrote {len(written)} actors into {config.out}")
     return 0
 
 

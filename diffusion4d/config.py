@@ -6,6 +6,20 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
+class BuildPack:
+    """Build a pack of actors (meshes that move) from folders of public sources, by a recipe."""
+
+    recipe: Path = Path("experiments/pack/recipe.toml")
+    """TOML file that says which files become which actors; experiments/pack/README.md says where to get them."""
+    sources: Path = Path("sources")
+    """Folder that the recipe's paths start from."""
+    out: Path = Path("runs/pack")
+    """Folder for the pack. An actor replaces one of the same name."""
+    only: tuple[Literal["animated", "skeletons", "mocap", "simulated"], ...] = ()
+    """Kinds of tables to build; all by default."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PoolSpec:
     """Which worlds a pool holds."""
 
@@ -17,6 +31,12 @@ class PoolSpec:
     """Frames a world."""
     first_seed: int = 0
     """Seed of the first world; held-out worlds start at 2147483648."""
+    pack: Path | None = None
+    """Pack of actors that bodies are taken from; without it, all bodies are generated."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits of the pack: train, held-out, test."""
+    actors_only: bool = False
+    """Every main body is an actor of the pack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +141,12 @@ class RenderedSpec:
     """Rays along each side of a pixel: 2 is smoother and takes four times as long."""
     first_seed: int = 1_000_000
     """Seed of the first world; held-out worlds start at 2147483648."""
+    pack: Path | None = None
+    """Pack of actors that bodies are taken from; without it, all bodies are generated."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits of the pack: train, held-out, test."""
+    actors_only: bool = False
+    """Every main body is an actor of the pack."""
 
 
 @dataclasses.dataclass(frozen=True)

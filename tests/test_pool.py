@@ -77,13 +77,13 @@ def test_an_interrupted_pool_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "draw_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.draw_pool(tmp_path, SPEC)
-    assert [path.name for path in tmp_path.iterdir()] == ["3-6x5.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["3-6x5-v2.safetensors"]
     # What a killed process leaves is hidden, and never read.
     (tmp_path / ".5-6x5-abc.safetensors").write_bytes(b"half")
     reports = []
     paths = pool.draw_pool(tmp_path, SPEC, progress=lambda *report: reports.append(report))
     assert drawn == [3, 5, 5]
-    assert [path.name for path in paths] == ["3-6x5.safetensors", "5-6x5.safetensors"]
+    assert [path.name for path in paths] == ["3-6x5-v2.safetensors", "5-6x5-v2.safetensors"]
     assert reports == [(1, 2), (2, 2)]
     assert len(pool.load_pool(paths)) == 4
     pool.draw_pool(tmp_path, SPEC)

@@ -122,5 +122,6 @@ def test_depth_maps_are_as_deep_as_the_points() -> None:
         assert flat.mean() > 0.1
         missed.append(np.abs(np.log(around[:, 4] / points.numpy()[n, f, 2]))[flat])
     missed = np.concatenate(missed)
-    assert np.percentile(missed, 95) < 0.01
+    # Half a pixel is a quarter of the window that is flat to 5 %.
+    assert np.percentile(missed, 95) < 0.0125
     assert np.median(missed) < 5e-3

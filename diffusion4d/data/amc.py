@@ -182,7 +182,7 @@ def _depth(parents: list[int], bone: int, source: str) -> int:
     return depth
 
 
-def parse_motion(text: str, skeleton: Asf, source: str = "amc") -> list[Float[Array, "T D"]]:
+def parse_motion(text: str, skeleton: Asf, source: str = "amc") -> list[Float[Array, "T _"]]:
     """For every bone its degrees of freedom over time, in the order of the skeleton file (degrees)."""
     index = {bone.name: number for number, bone in enumerate(skeleton.bones)}
     values: list[list[list[float]]] = [[] for _ in skeleton.bones]
@@ -221,7 +221,7 @@ def parse_motion(text: str, skeleton: Asf, source: str = "amc") -> list[Float[Ar
     ]
 
 
-def written(skeleton: Asf, motion: list[Float[Array, "T D"]]) -> str:
+def written(skeleton: Asf, motion: list[Float[Array, "T _"]]) -> str:
     """The text of an .amc file with this motion."""
     lines = [":FULLY-SPECIFIED", ":DEGREES"]
     for frame in range(len(motion[0])):
@@ -242,7 +242,7 @@ def euler(angles_T3: Float[Array, "T 3"], order: str) -> Float[Array, "T 3 3"]:
 
 
 def posed(
-    skeleton: Asf, motion: list[Float[Array, "T D"]], fps: float = 120.0, up: str = "y"
+    skeleton: Asf, motion: list[Float[Array, "T _"]], fps: float = 120.0, up: str = "y"
 ) -> Take:
     """Forward kinematics in float64: joints in metres with z up. The files do not tell their rate; CMU's is 120."""
     frames, joints = len(motion[0]), len(skeleton.bones)

@@ -6,7 +6,7 @@ actors in the way of that kind; its words are the fields of the kind's dataclass
     animated     files with meshes, skins, morph targets and animations (`glb_actors.Animated`)
     skeletons    files with an animated skeleton and no mesh: limbs are put around the bones (`glb_actors.Animated`)
     mocap        motion capture (`mocap.MocapEntry`)
-    simulated    nothing is read: cloth and soft bodies are simulated (`simulation`)
+    simulated    nothing is read: cloth and soft bodies are simulated (`simulated.Batch`)
 """
 
 import dataclasses
@@ -98,8 +98,15 @@ def _mocap(table: dict[str, Any], sources: Path) -> Made:
     return mocap_actors(sources, [parsed(MocapEntry, table)])
 
 
+def _simulated(table: dict[str, Any], sources: Path) -> Made:
+    from diffusion4d.data.simulated import simulated_actors
+
+    return simulated_actors([table])
+
+
 _KINDS: dict[str, Callable[[dict[str, Any], Path], Made]] = {
     "animated": _animated,
     "skeletons": _skeletons,
     "mocap": _mocap,
+    "simulated": _simulated,
 }

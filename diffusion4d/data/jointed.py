@@ -1,7 +1,8 @@
 r"""A body around a take's joints: one rigid tapered limb for every bone.
 
 Bones. A bone joins a joint to its parent; bones that are short against the body (and zero-length ones, which file
-formats are full of) are merged into their parent's joint.
+formats are full of) are merged into their parent's joint. Where only positions are known, free ends of less than 5.5 %
+of the body (fingers, toes) are stiff: they go with the limb that they end, since capture turns them over at random.
 
 Thickness. The radius of a bone grows with what hangs on it: r = a H (ℓ / H)^0.65, where ℓ is the length of the bone
 and of all bones below it and H the body's size. With a = 0.085 a person's trunk, thigh, shin, forearm and hand come out
@@ -23,7 +24,7 @@ Shape letters:  T frames   J joints   B bones   V vertices   F triangles.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from diffusion4d.data.skeleton import Take, topological
 from diffusion4d.scenes import shapes
@@ -35,9 +36,12 @@ MOST_TRIANGLES = 1200
 
 @dataclass(frozen=True)
 class JointedBody:
-    """A rest pose and the limbs around it. `joints` are those of the take's joints that carry a limb."""
+    """A rest pose and the limbs around it. `joints` are those of the take's joints that carry a limb; `stiff` ones
+    have no motion of their own.
+    """
 
     joints: Int[Array, "J"]
+    stiff: Bool[Array, "J"]
     pose: Take
     rest: Float[Array, "V 3"]
     faces: Int[Array, "F 3"]
@@ -135,7 +139,10 @@ def body(take: Take, build: Build, rng: np.random.Generator) -> JointedBody:
         meshes.append(shapes.Mesh(mesh.vertices @ axes_33.T + pose_J3[parents[joint]], mesh.faces))
     whole = shapes.joined(*meshes)
     part = np.repeat(np.arange(num_bones), [len(mesh.vertices) for mesh in meshes])
-    return JointedBody(joints, take.between(s, s + 1), whole.vertices, whole.faces, part)
+    stiff_J = _reach(take) < 0.055 * body_size(take)
+    if take.rotations is not None:
+        stiff_J[:] = False
+    return JointedBody(joints, stiff_J, take.between(s, s + 1), whole.vertices, whole.faces, part)
 
 
 def moved(body: JointedBody, take: Take) -> Float[Array, "T V 3"]:
@@ -149,13 +156,19 @@ def moved(body: JointedBody, take: Take) -> Float[Array, "T V 3"]:
     if take.rotations is not None and body.pose.rotations is not None:
         rotations = np.concatenate([body.pose.rotations, take.rotations])
     positions = np.concatenate([body.pose.positions, take.positions])
-    frames_TB33 = bone_frames(replace(take, positions=positions, rotations=rotations), 0)[1:, 1:]
+    whole = replace(take, positions=positions, rotations=rotations)
+    frames_TB33 = bone_frames(whole, 0, body.stiff)[1:, 1:]
+    joints_TJ3 = take.positions.copy()
+    for joint in np.flatnonzero(body.stiff):
+        parent = int(take.parents[joint])
+        way_3 = body.pose.positions[0, joint] - body.pose.positions[0, parent]
+        joints_TJ3[:, joint] = joints_TJ3[:, parent] + frames_TB33[:, joint - 1] @ way_3
     local_V3 = body.rest - body.pose.positions[0, parents][body.part]
     vertices_TV3 = np.empty((len(take), len(local_V3), 3))
     for bone, parent in enumerate(parents):
         own = body.part == bone
         turned_TV3 = np.einsum("tij,vj->tvi", frames_TB33[:, bone], local_V3[own])
-        vertices_TV3[:, own] = take.positions[:, [parent]] + turned_TV3
+        vertices_TV3[:, own] = joints_TJ3[:, [parent]] + turned_TV3
     return vertices_TV3
 
 
@@ -194,16 +207,25 @@ def radii(take: Take, build: Build) -> Float[Array, "J"]:
 
 def _trunk(take: Take) -> Array:
     """Bones below which the body still branches into two major limbs."""
-    length_J, size = bone_lengths(take), body_size(take)
-    reach_J = np.zeros(len(length_J))
-    major_J = np.zeros(len(length_J), dtype=int)
+    reach_J, size = _reach(take), body_size(take)
+    major_J = np.zeros(len(reach_J), dtype=int)
+    for joint in reversed(topological(take.parents)[1:]):
+        # Fingers branch too, but a hand is no trunk.
+        major_J[take.parents[joint]] += (
+            max(1, major_J[joint]) if reach_J[joint] > 0.18 * size else 0
+        )
+    return major_J >= 2
+
+
+def _reach(take: Take) -> Float[Array, "J"]:
+    """How far it is along bones from a joint's parent to the farthest end below the joint."""
+    length_J = bone_lengths(take)
+    reach_J = length_J.copy()
+    # Children come before their parents here, so a joint's reach is final when it is handed up.
     for joint in reversed(topological(take.parents)[1:]):
         parent = int(take.parents[joint])
-        reach = reach_J[joint] + length_J[joint]
-        reach_J[parent] = max(reach_J[parent], reach)
-        # Fingers branch too, but a hand is no trunk.
-        major_J[parent] += max(1, major_J[joint]) if reach > 0.18 * size else 0
-    return major_J >= 2
+        reach_J[parent] = max(reach_J[parent], length_J[parent] + reach_J[joint])
+    return reach_J
 
 
 def _head(take: Take, s: int) -> int:
@@ -215,9 +237,12 @@ def _head(take: Take, s: int) -> int:
     return max(ends, key=lambda joint: take.positions[s, joint, 2])
 
 
-def bone_frames(take: Take, s: int) -> Float[Array, "T J 3 3"]:
+def bone_frames(
+    take: Take, s: int, stiff: Bool[Array, "J"] | None = None
+) -> Float[Array, "T J 3 3"]:
     """Eq. (1): for every joint the rotation, since frame `s`, of the bone that ends there (the root's is its own)."""
     frames = len(take)
+    loose_J = np.ones(len(take.parents), dtype=bool) if stiff is None else ~stiff
     turn_TJ33 = np.empty((frames, len(take.parents), 3, 3))
     bones_TJ33 = np.empty_like(turn_TJ33)
     for joint in topological(take.parents):
@@ -227,19 +252,22 @@ def bone_frames(take: Take, s: int) -> Float[Array, "T J 3 3"]:
             above_T33 = turn_TJ33[:, parent]
             way_T3 = take.positions[:, joint] - take.positions[:, parent]
             carried_T3 = np.einsum("tij,j->ti", above_T33, way_T3[s])
-            bones_TJ33[:, joint] = least_rotation(carried_T3, way_T3) @ above_T33
+            swing_T33 = least_rotation(carried_T3, way_T3) if loose_J[joint] else np.eye(3)
+            bones_TJ33[:, joint] = swing_T33 @ above_T33
         if take.rotations is not None:
             turn_TJ33[:, joint] = take.rotations[:, joint] @ take.rotations[s, joint].T
         else:
-            turn_TJ33[:, joint] = _fitted(take, joint, s, above_T33)
+            turn_TJ33[:, joint] = _fitted(take, joint, s, above_T33, loose_J)
         if parent < 0:
             bones_TJ33[:, joint] = turn_TJ33[:, joint]
     return bones_TJ33
 
 
-def _fitted(take: Take, joint: int, s: int, above_T33: Array) -> Float[Array, "T 3 3"]:
+def _fitted(
+    take: Take, joint: int, s: int, above_T33: Array, loose_J: Array
+) -> Float[Array, "T 3 3"]:
     """A joint's rotation since frame s from the directions of its neighbours, or carried along in time."""
-    children = np.flatnonzero(take.parents == joint)
+    children = np.flatnonzero((take.parents == joint) & loose_J)
     parent = int(take.parents[joint])
     neighbours = children.tolist() + ([parent] if parent >= 0 else [])
     way_TN3 = take.positions[:, neighbours] - take.positions[:, [joint]]

@@ -22,7 +22,7 @@ _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 def read(path: Path) -> Take:
     """The archive as a take; ValueError that names the key at fault."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {key: archive[key] for key in archive.files}
     except (BadZipFile, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path.name}: need a NumPy archive (.npz), got {error}") from error
@@ -42,6 +42,10 @@ def read(path: Path) -> Take:
             if "parents" in stored
             else spanning_parents(positions)
         )
+        if parents.shape != positions.shape[1:2]:
+            raise ValueError(
+                f"need one parent a joint, got {parents.shape} for {positions.shape[1]} joints"
+            )
         names = tuple(str(name) for name in stored.get("names", ()))
         take = Take(positions, parents, float(stored["fps"]), names)
         return z_up(take, str(stored.get("up", "z")))
@@ -50,15 +54,15 @@ def read(path: Path) -> Take:
 
 
 def _filled(positions_TJ3: Float[Array, "T J 3"]) -> Float[Array, "T J 3"]:
-    """Missing joints (NaN) between two frames that have them; ValueError where more than 0.2 of a joint is missing."""
-    missing_TJ = np.isnan(positions_TJ3).any(-1)
+    """Missing joints (NaN) between two frames that have them; ValueError where more than a fifth is missing."""
+    missing_TJ = np.count_nonzero(np.isnan(positions_TJ3), axis=-1) > 0
     if not missing_TJ.any():
         return positions_TJ3
-    share_J = np.asarray(missing_TJ.mean(0))
-    if share_J.max() > 0.2:
+    share_J = missing_TJ.mean(0)
+    if (most := float(share_J.max())) > 0.2:
         joint = int(share_J.argmax())
         raise ValueError(
-            f"need every joint in 80 % of the frames, joint {joint} is in {1 - share_J[joint]:.0%}"
+            f"need every joint in 80 % of the frames, got joint {joint} in {1 - most:.0%}"
         )
     filled, time_T = positions_TJ3.copy(), np.arange(len(positions_TJ3))
     for joint in np.flatnonzero(missing_TJ.any(0)):

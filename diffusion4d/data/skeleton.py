@@ -46,10 +46,6 @@ class Take:
             raise ValueError(
                 f"need finite joint positions, got NaN or infinity in frame {int(bad.argmax())}"
             )
-        if len(self.parents) != joints:
-            raise ValueError(
-                f"need one parent a joint, got {len(self.parents)} for {joints} joints"
-            )
         if self.names and len(self.names) != joints:
             raise ValueError(f"need one name a joint, got {len(self.names)} for {joints} joints")
         topological(self.parents)

@@ -16,6 +16,9 @@ from diffusion4d.scenes import motion
 Array = np.ndarray
 KINDS = ("static", "pan", "dolly", "orbit", "handheld", "tracking")
 _ODDS = (0.45, 0.1, 0.1, 0.09, 0.16, 0.1)
+# Fields of view, degrees: tele (almost orthographic), usual, wide.
+_FIELDS = ((15.0, 35.0), (35.0, 75.0), (75.0, 100.0))
+_FIELD_ODDS = (0.27, 0.6, 0.13)
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Lens:
 
 
 def random_lens(rng: np.random.Generator) -> Lens:
-    """Field of view 30–90° over the longer side; landscape, square or portrait."""
+    """Field of view 15–100° over the longer side, mostly 35–75°, often tele; landscape, square or portrait."""
     aspect = float(rng.choice([1.0, 4 / 3, 3 / 2, 16 / 9, 1.9]))
     longer = 2 * round(128 * aspect)
     size = (longer, 256) if rng.random() < 0.3 else (256, longer)
-    fov = np.radians(np.clip(rng.normal(57, 15), 30, 90))
+    low, high = _FIELDS[int(rng.choice(len(_FIELDS), p=_FIELD_ODDS))]
+    fov = np.radians(motion.log_uniform(rng, low, high))
     return Lens(size, float(0.5 * longer / np.tan(0.5 * fov)))
 
 

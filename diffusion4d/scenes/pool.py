@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.config import PoolSpec
+from diffusion4d.config import PoolSpec, RenderedSpec
+from diffusion4d.data.pack import Pack
 from diffusion4d.scenes.observe import World
-from diffusion4d.scenes.world import generate
+from diffusion4d.scenes.world import ACTOR, generate
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
 
 HELD_OUT = 2**31
 SHARD = 128
+GENERATION = 2
+"""Goes up when the same seed gives another world, so that no shard of an earlier generator is taken for a new one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +63,48 @@ def stacked(worlds: Sequence[World]) -> dict[str, Tensor]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """Where the bodies of a pool come from: the pack (None: they are generated), and the main bodies' family."""
+
+    pack: Pack | None
+    family: str | None
+
+    @classmethod
+    def of(cls, spec: PoolSpec | RenderedSpec) -> "Cast":
+        """Open the pack that a pool asks for.
+
+        Raises:
+            ValueError: actors only and no pack, or a pack without actors of these splits.
+            FileNotFoundError: no such pack.
+        """
+        if spec.pack is None:
+            if spec.actors_only:
+                raise ValueError("need a pack for worlds of actors only, got none")
+            return cls(None, None)
+        return cls(Pack.open(spec.pack, spec.splits), ACTOR if spec.actors_only else None)
+
+    @property
+    def label(self) -> str:
+        """For names of shards: the generator and the pack that their worlds depend on."""
+        if self.pack is None:
+            return f"v{GENERATION}"
+        only = "-actors" if self.family == ACTOR else ""
+        return f"v{GENERATION}-{self.pack.fingerprint}{only}"
+
+
 def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]:
     """Generate `count` worlds with consecutive seeds."""
+    cast = Cast.of(spec)
     return stacked(
         [
-            generate(first_seed + i, num_points=spec.points, num_frames=spec.frames)
+            generate(
+                first_seed + i,
+                num_points=spec.points,
+                num_frames=spec.frames,
+                family=cast.family,
+                pack=cast.pack,
+            )
             for i in range(count)
         ]
     )
@@ -90,10 +130,12 @@ def draw_pool(
         progress: called with (shards done, shards in all).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
+    kind = f"{spec.points}x{spec.frames}-{Cast.of(spec).label}"
     jobs = []
     for start in range(0, spec.worlds, SHARD):
         first_seed = spec.first_seed + start
-        path = folder / f"{first_seed}-{spec.points}x{spec.frames}.safetensors"
+        path = folder / f"{first_seed}-{kind}.safetensors"
         jobs.append((spec, first_seed, path))
     write_missing(jobs, _write_shard, processes, progress)
     return [path for _, _, path in jobs]

@@ -24,7 +24,7 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
 from diffusion4d.scenes.observe import World
-from diffusion4d.scenes.pool import Worlds, stacked, write_missing
+from diffusion4d.scenes.pool import Cast, Worlds, stacked, write_missing
 from diffusion4d.scenes.render import depth_at, depth_maps, render
 from diffusion4d.scenes.scene import Scene
 from diffusion4d.scenes.world import compose, generate
@@ -76,11 +76,21 @@ def image_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def draw_world(
-    seed: int, spec: RenderedSpec
+    seed: int, spec: RenderedSpec, cast: Cast | None = None
 ) -> tuple[World, UInt8[np.ndarray, "F 3 h w"], Float16[np.ndarray, "F y x"]]:
-    """A world, the images of its key frames and their depth maps; a pure function of its arguments."""
-    world = generate(seed, num_points=spec.points, num_frames=spec.frames)
-    scene = compose(world.scene_seed, num_frames=spec.frames, family=world.family)
+    """A world, the images of its key frames and their depth maps; a pure function of its arguments.
+
+    `cast` is what `Cast.of(spec)` gives, for those who draw many.
+    """
+    cast = cast or Cast.of(spec)
+    world = generate(
+        seed,
+        num_points=spec.points,
+        num_frames=spec.frames,
+        family=cast.family,
+        pack=cast.pack,
+    )
+    scene = compose(world.scene_seed, num_frames=spec.frames, family=world.family, pack=cast.pack)
     frames = pictured(spec).tolist()
     height, width = image_size(world.size, spec.side)
     images = render(scene, frames, (height, width), samples=spec.samples)
@@ -103,8 +113,9 @@ def _unit(scene: Scene, world: World) -> float:
 def draw_shard(spec: RenderedSpec, first_seed: int, count: int) -> dict[str, Tensor]:
     """Render `count` worlds with consecutive seeds; the names of tensors are "image shape/field"."""
     groups: dict[str, list[tuple[World, np.ndarray, np.ndarray]]] = {}
+    cast = Cast.of(spec)
     for seed in range(first_seed, first_seed + count):
-        world, images, depth = draw_world(seed, spec)
+        world, images, depth = draw_world(seed, spec, cast)
         height, width = images.shape[-2:]
         groups.setdefault(f"{height}x{width}", []).append((world, images, depth))
     shard = {}
@@ -142,7 +153,8 @@ def draw_rendered(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
-    kind = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}-depth"
+    size = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}"
+    kind = f"{size}-depth-{Cast.of(spec).label}"
     jobs = []
     for start in range(0, spec.worlds, SHARD):
         first_seed = spec.first_seed + start

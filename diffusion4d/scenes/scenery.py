@@ -48,13 +48,16 @@ def random_scenery(rng: np.random.Generator, setting: str, stage: Stage) -> list
     props: list[Prop] = []
     if setting == "void":
         if rng.random() < 0.7:
-            props.append(_wall(rng, stage, motion.log_uniform(rng, 1.3, 6.0), 0.0))
+            props.append(_wall(rng, stage, motion.log_uniform(rng, 1.3, 4.0), 0.0))
         return props
     rough = {"room": 0.0, "tabletop": 0.0, "outdoors": rng.uniform(0.0, 0.25)}[setting]
-    extent = {"room": 5.0, "tabletop": 2.0, "outdoors": 9.0}[setting]
+    # Far ground and walls are few: depths beyond the bodies' would rule every score.
+    extent = {"room": 3.0, "tabletop": 2.0, "outdoors": 3.5}[setting]
+    if setting == "outdoors" and rng.random() < 0.15:
+        extent = 9.0
     props.append(_ground(rng, stage, rough, extent))
-    if setting == "room" or rng.random() < 0.3:
-        near = {"room": 2.5, "tabletop": 4.0, "outdoors": 8.0}[setting]
+    if setting == "room" or rng.random() < 0.4:
+        near = {"room": 2.5, "tabletop": 3.0, "outdoors": 4.0}[setting]
         props.append(_wall(rng, stage, motion.log_uniform(rng, 1.05, near), 0.0))
         if rng.random() < 0.5:
             side = rng.choice([-1, 1]) * rng.uniform(0.9, 1.7)

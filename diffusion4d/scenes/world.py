@@ -1,7 +1,9 @@
 r"""Worlds from seeds: one to three bodies, a camera, a stage, put together and observed.
 
-    compose   seed → Scene        the same seed, frames and family give the same scene
+    compose   seed → Scene        the same seed, frames, family and pack give the same scene
     generate  seed → World        compose, observe; compositions that show too little are replaced by derived seeds
+
+With a pack (`diffusion4d.data`) more than half of the main bodies are actors with real motions (family "actor").
 
 Shape letters:  T frames   V vertices   F triangles.
 """
@@ -11,7 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from diffusion4d.data.pack import Pack
 from diffusion4d.scenes import ambiguous, motion
+from diffusion4d.scenes.actor import actor
 from diffusion4d.scenes.articulated import articulated
 from diffusion4d.scenes.assembly import assembled
 from diffusion4d.scenes.bodies import Body, rigid
@@ -25,6 +29,10 @@ from diffusion4d.scenes.scenery import Stage, random_scenery, random_setting
 Array = np.ndarray
 FAMILIES = ("rigid", "articulated", "elastic", "cloth")
 _FAMILY_ODDS = (0.24, 0.36, 0.2, 0.2)
+ACTOR = "actor"
+"""The family of bodies from a pack."""
+ACTOR_SHARE = 0.55
+"""Share of main bodies that are actors, where there is a pack; the others keep their proportions."""
 _MAKERS: dict[str, Callable[[np.random.Generator, Array, int], Body]] = {
     "rigid": rigid,
     "articulated": articulated,
@@ -38,16 +46,19 @@ _ATTEMPTS = 40
 _DETAIL = {1: 260, 2: 165, 3: 120}
 
 
-def compose(seed: int, *, num_frames: int = 32, family: str | None = None) -> Scene:
+def compose(
+    seed: int, *, num_frames: int = 32, family: str | None = None, pack: Pack | None = None
+) -> Scene:
     """Put a scene together.
 
     Args:
         seed: any non-negative integer; the same arguments give the same scene.
         num_frames: T ≥ 2 instants, evenly spaced over the clip.
         family: of the main body; drawn from the seed if None.
+        pack: where actors come from; without it there are none.
 
     Raises:
-        ValueError: negative seed, fewer than 2 frames, or no such family.
+        ValueError: negative seed, fewer than 2 frames, no such family, or "actor" without a pack.
     """
     if num_frames < 2:
         raise ValueError(f"need num_frames >= 2, got {num_frames}")
@@ -55,18 +66,21 @@ def compose(seed: int, *, num_frames: int = 32, family: str | None = None) -> Sc
         raise ValueError(f"need seed >= 0, got {seed}")
     if family is None:
         # Its own stream, so that naming the family that would have been drawn changes nothing else.
-        family = str(_stream(seed, 0).choice(FAMILIES, p=_FAMILY_ODDS))
+        family = _family(_stream(seed, 0), pack)
         # A draw beside the others, so that the rest of the worlds are what they would be without these.
         share = float(_stream(seed, 100).random()) / AMBIGUOUS_SHARE
         if share < 1:
             family = ambiguous.FAMILIES[int(share * len(ambiguous.FAMILIES))]
     if family in ambiguous.FAMILIES:
         return ambiguous.scene_of(seed, num_frames, family)
-    if family not in FAMILIES:
-        raise ValueError(f"need a family of {(*FAMILIES, *ambiguous.FAMILIES)}, got {family!r}")
+    if family == ACTOR and pack is None:
+        raise ValueError("need a pack for the family 'actor', got none")
+    if family not in (*FAMILIES, ACTOR):
+        known = (*FAMILIES, ACTOR, *ambiguous.FAMILIES)
+        raise ValueError(f"need a family of {known}, got {family!r}")
     rng = _stream(seed, 1)
     u = np.linspace(0, 1, num_frames)
-    bodies = _cast(rng, u, family)
+    bodies = _cast(rng, u, family, pack)
     lens = random_lens(rng)
     setting = random_setting(rng)
     subject_T3, radius = _subject(rng, bodies)
@@ -76,7 +90,12 @@ def compose(seed: int, *, num_frames: int = 32, family: str | None = None) -> Sc
 
 
 def generate(
-    seed: int, *, num_points: int = 128, num_frames: int = 32, family: str | None = None
+    seed: int,
+    *,
+    num_points: int = 128,
+    num_frames: int = 32,
+    family: str | None = None,
+    pack: Pack | None = None,
 ) -> World:
     """A world with exact truth; a pure function of its arguments.
 
@@ -88,7 +107,7 @@ def generate(
         raise ValueError(f"need num_points >= 1, got {num_points}")
     scene_seed = seed
     for attempt in range(_ATTEMPTS):
-        scene = compose(scene_seed, num_frames=num_frames, family=family)
+        scene = compose(scene_seed, num_frames=num_frames, family=family, pack=pack)
         # A retry keeps the family, else those that are hard to see would become rare.
         family = scene.family
         try:
@@ -114,14 +133,31 @@ def _worth_seeing(world: World) -> bool:
     return bool(seen_T.mean() > 0.35 and seen_T.min() > 0.05)
 
 
-def _cast(rng: np.random.Generator, u: Array, family: str) -> list[Body]:
+def _family(rng: np.random.Generator, pack: Pack | None) -> str:
+    if pack is None:
+        return str(rng.choice(FAMILIES, p=_FAMILY_ODDS))
+    odds = [ACTOR_SHARE, *((1 - ACTOR_SHARE) * share for share in _FAMILY_ODDS)]
+    return str(rng.choice((ACTOR, *FAMILIES), p=odds))
+
+
+def _body(
+    rng: np.random.Generator, u: Array, family: str, num_vertices: int, pack: Pack | None
+) -> Body:
+    """An actor has the vertices that it has."""
+    if family == ACTOR and pack is not None:
+        return actor(rng, u, pack)
+    return _MAKERS[family](rng, u, num_vertices)
+
+
+def _cast(rng: np.random.Generator, u: Array, family: str, pack: Pack | None) -> list[Body]:
     """The main body at the origin and up to two others around it, often of the same family."""
     count = int(rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))
-    bodies = [_MAKERS[family](rng, u, _DETAIL[count])]
+    bodies = [_body(rng, u, family, _DETAIL[count], pack)]
     reach = np.linalg.norm(bodies[0].vertices[..., :2], axis=-1).max()
     for _ in range(count - 1):
-        kind = family if rng.random() < 0.5 else str(rng.choice(FAMILIES))
-        body = _MAKERS[kind](rng, u, _DETAIL[count])
+        others = FAMILIES if pack is None else (ACTOR, *FAMILIES)
+        kind = family if rng.random() < 0.5 else str(rng.choice(others))
+        body = _body(rng, u, kind, _DETAIL[count], pack)
         size = motion.log_uniform(rng, 0.35, 1.3)
         heading = rng.uniform(0, 2 * np.pi)
         gap = rng.uniform(0.7, 1.3) * (min(reach, 1.0) + 0.5 * size)

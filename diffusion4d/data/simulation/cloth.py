@@ -20,6 +20,7 @@ from diffusion4d.data.simulation.stage import (
     Model,
     Scene,
     State,
+    along,
     flex_piece,
     numbers,
     quaternion,
@@ -211,9 +212,8 @@ def towel(rng: np.random.Generator) -> Scene:
 
     def drive(model: Model, state: State) -> None:
         air(model, state)
-        place = min(state.time / (seconds + 0.2), 1.0) * (len(times) - 1)
-        low = min(int(place), len(times) - 2)
-        state.mocap_pos[:] = path_T23[low] + (place - low) * (path_T23[low + 1] - path_T23[low])
+        hands_6 = along(path_T23.reshape(-1, 6), state.time / (seconds + 0.2))
+        state.mocap_pos[:] = hands_6.reshape(2, 3)
 
     placing = 'euler="90 0 0"'
     return Scene(

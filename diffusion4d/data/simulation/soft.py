@@ -14,9 +14,11 @@ import numpy as np
 
 from diffusion4d.data.simulation.stage import (
     STIFF,
+    Drive,
     Model,
     Scene,
     State,
+    along,
     flex_piece,
     numbers,
     quaternion,
@@ -89,12 +91,12 @@ class Begin:
         )
 
 
-def _scene(world: str, seconds: float, drive: object) -> Scene:
+def _scene(world: str, seconds: float, drive: Drive) -> Scene:
     return Scene(
         world=f"<worldbody>{world}</worldbody>",
         pieces=lambda model: [flex_piece(model), *solid_pieces(model)],
         seconds=seconds,
-        drive=drive,  # pyright: ignore[reportArgumentType]
+        drive=drive,
     )
 
 
@@ -146,9 +148,7 @@ def poke(rng: np.random.Generator) -> Scene:
     )
 
     def drive(model: Model, state: State) -> None:
-        place = min(state.time / seconds, 1.0) * (len(times) - 1)
-        low = min(int(place), len(times) - 2)
-        state.mocap_pos[0] = path_T3[low] + (place - low) * (path_T3[low + 1] - path_T3[low])
+        state.mocap_pos[0] = along(path_T3, state.time / seconds)
 
     return _scene(world, seconds, drive)
 

@@ -24,6 +24,7 @@ Array = np.ndarray
 # mujoco.MjModel and mujoco.MjData: the package is imported where it is needed, and ships no types.
 Model = Any
 State = Any
+Drive = Callable[[Model, State], None]
 
 FPS = 30.0
 # Contacts and pins settle within this time (s); larger is softer and sinks deeper.
@@ -60,17 +61,18 @@ class Piece:
 class Scene:
     """All that a scenario decides. `drive` acts before every step: forces, targets, moving handles.
 
-    `lead` seconds pass before the camera runs; `rest` is the shape before them.
+    `lead` seconds pass before the camera runs; the shape at rest is the one before them.
     """
 
     world: str
     pieces: Callable[[Model], Sequence[Piece]]
     seconds: float
-    drive: Callable[[Model, State], None] | None = None
+    drive: Drive | None = None
     lead: float = 0.0
     substeps: int = 8
     smooth: bool = True
     grounded: bool = True
+    option: str = ""
 
 
 def engine() -> Any:
@@ -85,7 +87,7 @@ def engine() -> Any:
 def mjcf(scene: Scene) -> str:
     """The scene as a whole model: what is written in `world`, with the time step and the solver's settings."""
     return (
-        f'<mujoco><option timestep="{1 / (FPS * scene.substeps)}" {OPTIONS}/>'
+        f'<mujoco><option timestep="{1 / (FPS * scene.substeps)}" {OPTIONS} {scene.option}/>'
         f'<size memory="64M"/>{scene.world}</mujoco>'
     )
 
@@ -100,7 +102,7 @@ def film(scene: Scene) -> Take:
     shots = []
     for frame in range(round((scene.lead + scene.seconds) * FPS) + 1):
         if frame > 0:
-            _advance(model, state, scene)
+            _advance(model, state, scene, frame)
         if frame >= round(scene.lead * FPS):
             shots.append(_photograph(model, state, pieces))
     return Take(
@@ -113,7 +115,7 @@ def film(scene: Scene) -> Take:
     )
 
 
-def _advance(model: Model, state: State, scene: Scene) -> None:
+def _advance(model: Model, state: State, scene: Scene, frame: int) -> None:
     """One frame's steps. A broken state would be reset by the simulator and go on; here it ends the take."""
     mujoco = engine()
     # The default handler prints, and writes a log file into the working folder.
@@ -128,7 +130,7 @@ def _advance(model: Model, state: State, scene: Scene) -> None:
     finally:
         mujoco.set_mju_user_warning(None)
     if any(warning.number for warning in state.warning):
-        raise Unstable(f"the simulation broke down {state.time:.2f} s after its start")
+        raise Unstable(f"the simulation broke down {frame / FPS:.2f} s after its start")
 
 
 def _ignored(message: str) -> None:
@@ -261,6 +263,16 @@ def tube_faces(rings: int, around: int) -> Int[Array, "F 3"]:
     last = (rings - 1) * around
     faces.append(np.stack([last + here, last + there, np.full(around, top)], -1))
     return np.concatenate(faces)
+
+
+# Driving ---------------------------------------------------------------------------------------------
+
+
+def along(path_TD: Float[Array, "T D"], done: float) -> Float[Array, "D"]:
+    """The point of an evenly sampled path when the share `done` of it is over; its ends last for ever."""
+    place = min(max(done, 0.0), 1.0) * (len(path_TD) - 1)
+    low = min(int(place), len(path_TD) - 2)
+    return path_TD[low] + (place - low) * (path_TD[low + 1] - path_TD[low])
 
 
 # Words of MJCF ---------------------------------------------------------------------------------------
