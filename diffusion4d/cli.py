@@ -278,10 +278,11 @@ def train_encoder(config: "TrainEncoder") -> int:
 
 
 def evaluate(config: "Evaluate") -> int:
-    """Score models on held-out generated worlds."""
-    from diffusion4d import evaluate as evaluation
+    """Score models on held-out clips with truth."""
+    from diffusion4d import evaluation
 
     print(evaluation.markdown(evaluation.run(config)))
+    print(f"wrote {config.out}")
     return 0
 
 

@@ -191,24 +191,44 @@ class TrainEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Score a sampler, its twin, the dressed twin and the flat lift on held-out generated worlds."""
+    """Score a sampler, its twins bare and dressed, and older baselines on held-out clips with truth."""
 
     model: str = "tiny"
     """The sampler: a packaged model or a folder."""
-    twin: str = "tiny-l2"
-    """The deterministic twin: a packaged model or a folder."""
-    out: Path = Path("runs/evaluation/scores.json")
-    """File for the table."""
+    twin: str | None = "tiny-l2"
+    """The deterministic twin trained with squared error: a packaged model or a folder."""
+    l1_twin: str | None = None
+    """A twin trained with absolute error."""
+    peer: str | None = None
+    """Another sampler to compare with."""
+    out: Path = Path("runs/evaluation")
+    """Folder for scores.json, scores.md and pictures."""
+    clips: Path | None = None
+    """Folder of clips with truth (npz in the layout of TAPVid-3D); without it, generated worlds are scored."""
     pool: Path = Path("runs/held-out")
     """Folder of generated worlds; those that are missing are generated."""
+    write_clips: Path | None = None
+    """Also write the worlds that are scored into this folder, as clips with truth."""
     scenes: int = 512
-    """Worlds to score."""
+    """Worlds or clips to score."""
     fitting_scenes: int = 128
-    """Further worlds, on which the dressing is fitted."""
+    """Further worlds, on which the dressing is fitted; of a folder of clips it is the other half."""
     first_world: int = 0
     """Skip so many held-out worlds; 100000 upwards were used to choose settings, and are never scored."""
+    points: int = 64
+    """Points a clip."""
+    max_frames: int = 48
+    """Of longer clips so many frames are used, from the first."""
+    tokens: Literal["auto", "none"] = "auto"
+    """auto: the pictures of clips that have them go through the model's encoder; none: tracks alone."""
     steps: int = 8
     """Denoiser evaluations a hypothesis."""
+    sweep: tuple[int, ...] = (1, 2, 4)
+    """Further numbers of steps, on the first `sweep_clips` clips."""
+    sweep_clips: int = 128
+    """Clips that the further numbers of steps are scored on."""
+    sampling_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the sampler's network; bf16 takes 0.4 of the time where the processor multiplies it natively."""
     sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
     processes: int = 2
     """Processes that generate worlds."""

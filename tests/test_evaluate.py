@@ -1,123 +1,265 @@
-"""Scores: known numbers, and a miniature evaluation from worlds to a table."""
+"""Evaluation: subsets, pooled statistics with known values, and a miniature run from worlds to files."""
 
 import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from models import CTRL, simple_worlds, small_pipeline
 
-from diffusion4d import evaluate
+from diffusion4d import evaluation, metrics, sampling
 from diffusion4d.baselines import Dressing
 from diffusion4d.config import Evaluate
-from diffusion4d.evaluate import Scores, ratio_with_interval, scenes, score, summarise
+from diffusion4d.errors import UserError
+from diffusion4d.evaluation import command, summary
+from diffusion4d.evaluation.cases import SUBSETS, Case, world_clips
+from diffusion4d.evaluation.methods import Model, head_samples
+from diffusion4d.evaluation.scores import EDGES, Scored, score
 
-SUBSETS = ("all", "visible", "occluded")
-
-
-@pytest.fixture(autouse=True)
-def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "NUM_POINTS", 12)
-
-
-def row(energy: float, variance: float, error: float, subsets=SUBSETS) -> Scores:
-    """One scene's scores; the dressed twin's energy score is 2."""
-    values = {"energy_score": energy, "variance": variance, "squared_error": error}
-    return {
-        "samples": dict.fromkeys(subsets, values),
-        "dressed twin": {subset: {"energy_score": 2.0} for subset in subsets},
-    }
+POINTS = 12
 
 
-def test_a_ratio_of_means_with_its_interval():
-    flat = ratio_with_interval([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
-    assert flat == {"ratio": 0.5, "low": 0.5, "high": 0.5}
-    ours = [1.0 + 0.1 * math.sin(i) for i in range(200)]
-    found = ratio_with_interval(ours, [1.0] * 200)
-    # The standard error of a mean of sines of variance 0.005.
-    assert found["ratio"] == pytest.approx(sum(ours) / 200)
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * (0.005 / 200) ** 0.5, rel=0.15)
-    # Not the mean of ratios.
-    assert ratio_with_interval([1.0, 3.0], [1.0, 1.0])["ratio"] == 2
+def a_case() -> Case:
+    return Case.of(next(world_clips(simple_worlds(1), POINTS)), seed=0)
 
 
-def test_a_summary_pools_variances_and_pairs_scenes():
-    rows = [row(1.0, 4.0, 1.0), row(2.0, 0.0, 15.0, subsets=("all", "visible"))]
-    result = summarise(rows, Evaluate(), {"twin": Dressing(0.1, 0.1, 0.1)})
-    table = result["scores"]["samples"]
-    assert table["all"] == {"scenes": 2, "energy_score": 1.5, "spread_skill": 0.5}
-    assert table["occluded"] == {"scenes": 1, "energy_score": 1.0, "spread_skill": 2.0}
-    assert result["energy_score_over_dressed_twin"]["all"]["ratio"] == 0.75
-    assert result["energy_score_over_dressed_twin"]["occluded"]["ratio"] == 0.5
-    json.dumps(result)
+def scored(values: dict[str, float], **more) -> Scored:
+    """The same numbers in every subset; what is not given is absent."""
+    empty = {"spread": {}, "ranks": None, "binned": None}
+    return Scored({k: np.full(len(SUBSETS), v) for k, v in values.items()}, **(empty | more))
 
 
-def test_scenes_are_what_they_are_alone():
+def test_a_world_is_what_it_is_alone():
     worlds = simple_worlds(3)
-    every = list(scenes(worlds, CTRL))
-    first = next(iter(scenes(worlds.take(torch.arange(1)), CTRL)))
-    assert torch.equal(every[0].example.tracks, first.example.tracks)
-    assert len(every) == 3
-    subsets = every[0].subsets
-    assert torch.equal(subsets["all"], subsets["visible"] | subsets["occluded"])
-    assert not (subsets["visible"] & subsets["occluded"]).any()
+    every = list(world_clips(worlds, POINTS))
+    last = next(world_clips(worlds.take(torch.tensor([2])), POINTS, first=2))
+    assert torch.equal(every[2].tracks, last.tracks)
+    assert every[2].name == last.name == "world-000002"
+    case = Case.of(every[0], 0)
+    everything, visible, occluded, moving = case.masks
+    assert torch.equal(everything, visible | occluded)
+    assert not (visible & occluded).any()
+    assert torch.equal(moving, every[0].moving[:, None].expand_as(moving))
+    assert case.truth[:, 0, 2].median() == pytest.approx(1)
+
+
+def test_a_withheld_focal_length_stretches_the_truth_onto_the_same_tracks():
+    clips = list(world_clips(simple_worlds(20), POINTS))
+    withheld = [clip for clip in clips if not clip.focal_known]
+    assert withheld
+    for clip in withheld:
+        case = Case.of(clip, 0)
+        told = Case.of(dataclasses.replace(clip, focal_known=True), 0)
+        assert not torch.allclose(case.intrinsics, told.intrinsics)
+        torch.testing.assert_close(
+            case.project(case.truth[None]), told.project(told.truth[None]), atol=1e-3, rtol=1e-4
+        )
+        assert torch.equal(case.truth[..., 2], told.truth[..., 2])
 
 
 def test_the_truth_has_no_error_and_a_shift_has_its_own():
-    scene = next(iter(scenes(simple_worlds(1), CTRL)))
-    samples = scene.truth.expand(evaluate.NUM_DRAWN, -1, -1, -1)
-    for values in score(samples, scene).values():
-        assert values["energy_score"] == pytest.approx(0, abs=1e-6)
-        assert values["coverage"] == 1
-    shifted = score(samples + torch.tensor([0.3, 0.0, 0.4]), scene)["all"]
+    case = a_case()
+    samples = case.truth.expand(metrics.CALIBRATION_DRAWS, -1, -1, -1)
+    exact = score(samples, case)
+    for name in ("energy_score", "crps_depth", "min_ade_joint", "min_fde_joint", "rms_lateral"):
+        assert exact.values[name] == pytest.approx(0, abs=1e-6), name
+    shifted = score(samples + torch.tensor([0.3, 0.0, 0.4]), case).values
     assert shifted["rms"] == pytest.approx(0.5, rel=1e-4)
-    assert shifted["min_ade_joint"] == pytest.approx(0.5, rel=1e-4)
-    # Of three axes one is right.
-    assert shifted["coverage"] == pytest.approx(1 / 3)
-    assert shifted["coverage_lateral"] == pytest.approx(1 / 2)
-    assert shifted["coverage_depth"] == 0
-    assert "coverage" not in score(samples[:1], scene)["all"]
+    assert shifted["energy_score_lateral"] == pytest.approx(0.3, rel=1e-4)
+    assert shifted["crps_lateral"] == pytest.approx(0.15, rel=1e-4)
+    assert shifted["point_energy_score_depth"] == pytest.approx(0.4, rel=1e-4)
+    assert shifted["min_ade_marginal_4"] == pytest.approx(0.5, rel=1e-4)
+    assert shifted["diversity"] == pytest.approx(0, abs=1e-6)
+    # Realism is of whole scenes; stretch does not see a shift.
+    truth = score(case.truth[None], case).values
+    assert shifted["edge_stretch"][0] == pytest.approx(truth["edge_stretch"][0], abs=1e-4)
+    assert np.isnan(shifted["jitter"][1:]).all()
+    # The noise of the tracker, in px at 256.
+    assert 0 < truth["reprojection"][0] < 3
+    assert score(samples[:1], case).ranks is None
+
+
+def test_errors_are_binned_by_what_was_predicted():
+    case = a_case()
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn((metrics.CALIBRATION_DRAWS, *case.truth.shape), generator=g)
+    found = score(case.truth + 0.1 * noise, case)
+    binned = found.binned[0]
+    count = case.truth[..., 0].numel()
+    assert binned[..., 0].sum(1).tolist() == [2 * count, count]
+    place = np.searchsorted(EDGES, 0.1) - 1
+    assert binned[1, place - 1 : place + 2, 0].sum() == count
+    # The mean misses by 0.1 / sqrt(39); the variance stands for a fresh draw.
+    mean_square = binned[1, :, 2].sum() / count
+    assert mean_square == pytest.approx(0.01 / metrics.CALIBRATION_DRAWS, rel=0.3)
+    assert binned[1, :, 1].sum() / count == pytest.approx(0.01, rel=0.1)
+    assert found.ranks.shape == (4, 3, 40)
+    assert found.ranks[0].sum() == 3 * count
+    variance, error = found.spread["_depth"][0]
+    assert (variance, error) == pytest.approx((0.01, mean_square), rel=0.1)
+
+
+def test_means_ratios_and_their_intervals():
+    rng = np.random.default_rng(0)
+    values = 1 + 0.3 * rng.standard_normal(200)
+    rows = [
+        {"samples": scored({"energy_score": v, "ade": v}), "l2 twin": scored({"energy_score": 2.0, "ade": 1.0}),
+         "dressed l2 twin": scored({"energy_score": 2 * v, "ade": 1.0})}
+        for v in values
+    ]  # fmt: skip
+    cell = summary.table(rows)["samples"]["all"]["energy_score"]
+    assert cell["value"] == pytest.approx(values.mean())
+    width = 2 * 1.96 * values.std() / math.sqrt(200)
+    assert cell["high"] - cell["low"] == pytest.approx(width, rel=0.1)
+    ratios = summary.ratios(rows)
+    # Paired: above and below rise and fall together.
+    paired = ratios["energy score / dressed twin's"]["all"]
+    assert paired == {"value": 0.5, "low": 0.5, "high": 0.5, "typical": 0.5}
+    unpaired = ratios["energy score / twin's error"]["occluded"]
+    assert unpaired["value"] == pytest.approx(values.mean() / 2)
+    assert unpaired["typical"] == pytest.approx(np.median(values) / 2)
+    assert "energy score / Gaussian head's" not in ratios
+
+
+def test_the_strongest_twin_is_the_one_that_counts():
+    def row(l2: float, l1: float, dressed_l2: float, dressed_l1: float) -> dict[str, Scored]:
+        names = ("l2 twin", "l1 twin", "dressed l2 twin", "dressed l1 twin")
+        numbers = zip(names, (l2, l1, dressed_l2, dressed_l1), strict=True)
+        return {name: scored({"energy_score": v, "ade": v}) for name, v in numbers}
+
+    names = summary.stand_ins([row(1.0, 4.0, 2.0, 1.0), row(2.0, 2.0, 2.0, 2.0)])
+    assert names["twin"] == "l2 twin"
+    assert names["dressed twin"] == "dressed l1 twin"
+
+
+def test_a_subset_without_points_is_left_out_of_means():
+    some = scored({"energy_score": 3.0, "ade": 1.0})
+    without = scored({"energy_score": 1.0, "ade": 1.0})
+    without.values["energy_score"][2] = without.values["ade"][2] = np.nan
+    table = summary.table([{"samples": some}, {"samples": without}])["samples"]
+    assert table["all"]["clips"] == 2
+    assert table["all"]["energy_score"]["value"] == 2
+    assert table["occluded"]["clips"] == 1
+    assert table["occluded"]["energy_score"]["value"] == 3
+
+
+def test_variances_and_ranks_are_pooled():
+    uniform = np.ones((len(SUBSETS), 3, 40), dtype=np.int64)
+    low = np.zeros_like(uniform)
+    low[..., 0] = 40
+
+    def row(variance: float, error: float, ranks: np.ndarray) -> dict[str, Scored]:
+        spread = {s: np.tile([variance, error], (len(SUBSETS), 1)) for s in ("", "_lateral", "_depth")}  # fmt: skip
+        return {"samples": scored({"ade": 1.0}, spread=spread, ranks=ranks)}
+
+    cells = summary.table([row(4.0, 1.0, uniform), row(0.0, 15.0, uniform)])["samples"]["all"]
+    assert cells["spread_skill_depth"]["value"] == 0.5
+    assert cells["calibration_error"]["value"] == pytest.approx(0, abs=1e-6)
+    assert cells["ranks_lateral"] == [4] * 40
+    # Truth always below every sample: nothing is covered, and the error is the mean of the levels.
+    cells = summary.table([row(1.0, 1.0, low)])["samples"]["all"]
+    assert cells["calibration_error_depth"]["value"] == pytest.approx(0.5)
+    cells = summary.table([row(1.0, 1.0, low), row(1.0, 1.0, uniform)])["samples"]["all"]
+    assert cells["coverage_lateral"] == pytest.approx([q / 2 for q in metrics.LEVELS])
+
+
+def test_steps_are_compared_on_the_clips_that_have_them_all():
+    def row(score: float, *, swept: bool) -> dict[str, Scored]:
+        numbers = {"samples": score, "l2 twin": 3.0, "dressed l2 twin": 2.0}
+        if swept:
+            numbers["samples@1"] = 1.5
+        return {name: scored({"energy_score": v, "ade": v}) for name, v in numbers.items()}
+
+    curve = summary.steps_curve([row(1.0, swept=True), row(9.0, swept=False)], steps=8)
+    assert {n: r["value"] for n, r in curve["all"].items()} == {"1": 0.75, "8": 0.5}
+    assert summary.steps_curve([row(1.0, swept=False)], steps=8) == {}
+
+
+def saved_models(folder) -> dict[str, str]:
+    small_pipeline("anchored").save_pretrained(folder / "sampler")
+    small_pipeline("twin").save_pretrained(folder / "twin")
+    return {"model": str(folder / "sampler"), "twin": str(folder / "twin")}
 
 
 def test_a_miniature_evaluation(tmp_path, monkeypatch):
-    small_pipeline("anchored").save_pretrained(tmp_path / "sampler")
-    small_pipeline("twin").save_pretrained(tmp_path / "twin")
     asked = []
 
     def draw_pool(folder, spec, **_):
         asked.append(spec)
         return []
 
-    monkeypatch.setattr(evaluate, "draw_pool", draw_pool)
-    monkeypatch.setattr(evaluate, "load_pool", lambda _: simple_worlds(5))
+    monkeypatch.setattr(command, "draw_pool", draw_pool)
+    monkeypatch.setattr(command, "load_pool", lambda _: simple_worlds(5))
     fitted = []
 
     def fit_dressing(cases):
-        fitted.extend(cases)
+        fitted.append(len(cases))
         return Dressing(0.1, 0.05, 0.02)
 
-    monkeypatch.setattr(evaluate.baselines, "fit_dressing", fit_dressing)
+    monkeypatch.setattr(command.baselines, "fit_dressing", fit_dressing)
+    models = saved_models(tmp_path)
     config = Evaluate(
-        model=str(tmp_path / "sampler"),
-        twin=str(tmp_path / "twin"),
-        out=tmp_path / "new" / "scores.json",
+        **models,
+        l1_twin=models["twin"],
+        peer=models["model"],
+        out=tmp_path / "new" / "scores",
         scenes=3,
         fitting_scenes=2,
+        points=POINTS,
         steps=2,
+        sweep=(1,),
+        sweep_clips=2,
     )
-    result = evaluate.run(config)
-    assert json.loads(config.out.read_text()) == result
+    result = evaluation.run(config)
+    assert json.loads((config.out / "scores.json").read_text()) == result
     assert asked[0].first_seed == 2**31
-    assert len(fitted) == 4
-    heads = {"regressor", "dressed regressor", "Gaussian head"}
-    assert set(result["scores"]) == {"samples", "twin", "dressed twin", "flat lift"} | heads
-    for method in result["scores"].values():
-        assert method["all"]["scenes"] == 3
-        assert all(math.isfinite(value) for subset in method.values() for value in subset.values())
-    assert {"coverage", "spread_skill"} <= set(result["scores"]["samples"]["all"])
-    again = evaluate.run(dataclasses.replace(config, scenes=2))
-    assert again["scores"]["samples"]["all"] != result["scores"]["samples"]["all"]
-    table = evaluate.markdown(result)
-    assert table.count("\n| ") == 21
-    assert "Energy score over the dressed twin's, occluded" in table
+    assert asked[0].points == POINTS
+    answers = {"l2 twin", "l1 twin", "regressor", "flat lift"}
+    assert fitted == [2] * len(answers)
+    samplers = {"samples", "samples@1", "gaussian head", "gaussian head, joint", "peer setting"}
+    dressed = {f"dressed {name}" for name in answers}
+    assert set(result["scores"]) == samplers | answers | dressed | {"truth"}
+    for name, method in result["scores"].items():
+        assert method["all"]["clips"] == (2 if name == "samples@1" else 3)
+        for cell in method["all"].values():
+            if isinstance(cell, dict):
+                assert all(math.isfinite(v) for v in cell.values())
+    # The same model under another name is the same method.
+    table = result["scores"]
+    assert table["peer setting"] == table["samples"]
+    assert table["l1 twin"] == table["l2 twin"]
+    assert set(result["steps"]["all"]) == {"1", "2"}
+    assert result["ratios"]["energy score / peer setting's"]["all"]["value"] == 1
+    written = {path.name for path in config.out.iterdir()}
+    pictures = {"calibration.png", "ranks.png", "spread.png", "steps.png", "energy.png"}
+    assert written == {"scores.json", "scores.md"} | pictures
+    report = (config.out / "scores.md").read_text()
+    assert report == evaluation.markdown(result)
+    assert "| peer setting | occluded | 3 |" in report
+
+
+def test_a_model_of_the_wrong_kind_is_refused(tmp_path):
+    models = saved_models(tmp_path)
+    with pytest.raises(UserError, match="need a model that gives one answer as l2 twin, got one"):
+        evaluation.run(Evaluate(model=models["model"], twin=models["model"]))
+    with pytest.raises(UserError, match="need a model that gives samples as model, got one"):
+        evaluation.run(Evaluate(model=models["twin"], twin=models["twin"]))
+
+
+def test_an_untrained_sampler_is_its_gaussian_head():
+    # Without a velocity, ancestral steps that know the variance draw from the regressor's Gaussian.
+    pipe = small_pipeline("anchored")
+    with torch.no_grad():
+        pipe.transformer.project_out.weight.zero_()
+        pipe.transformer.project_out.bias.zero_()
+    case = a_case()
+    clip = Model(pipe, None).prepared(case, None)
+    draws = [head_samples(clip, clip.anchor, clip.factors, seed) for seed in range(20)]
+    head = torch.cat(draws)
+    table = sampling.table_for("ancestral", 8)
+    drawn = sampling.sample(clip, sampling.seeds_from(0, 780), table)
+    assert drawn.shape[-2] == CTRL
+    depth, expected = drawn[..., 2].log(), head[..., 2].log()
+    assert (depth.std(0) / expected.std(0)).mean().item() == pytest.approx(1, abs=0.03)

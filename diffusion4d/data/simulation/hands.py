@@ -213,10 +213,10 @@ def push(rng: np.random.Generator) -> Scene:
     made = hand(rng, size, hold=20.0 * held.mass * GRAVITY)
     heading = rng.uniform(0, 2 * np.pi)
     forward = np.array([np.cos(heading), np.sin(heading)])
-    start, way = -2.6 * size, size * rng.uniform(3.0, 4.5)
+    start, way = -2.6 * size, size * rng.uniform(3.6, 5.0)
     stroke_T = motion.transition(TIMES, rng.uniform(-0.3, 0.1), rng.uniform(0.7, 1.1))
     if rng.random() < 0.4:
-        stroke_T = np.abs(np.sin(1.5 * np.pi * TIMES)) * rng.uniform(0.6, 0.9)
+        stroke_T = np.abs(np.sin(1.5 * np.pi * TIMES)) * rng.uniform(0.75, 1.0)
     palm_T6 = np.zeros((len(TIMES), 6))
     palm_T6[:, :2] = (start + way * stroke_T)[:, None] * forward
     palm_T6[:, 2] = _reach(rng, made, held)

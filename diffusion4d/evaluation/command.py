@@ -1,0 +1,175 @@
+"""The evaluation from a configuration to files.
+
+Dressings are fitted on clips other than those that are scored: on further worlds of the pool, or, for a folder of
+clips, on the other half of the folder (two folds, so that every clip is scored once). Every clip has a seed of its own,
+so any share of the evaluation can be run again alone.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion4d import baselines
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.baselines import Dressing
+from diffusion4d.config import Evaluate, PoolSpec
+from diffusion4d.errors import UserError
+from diffusion4d.evaluation import plots, summary
+from diffusion4d.evaluation.cases import Case, world_clips
+from diffusion4d.evaluation.clips import TrueClip, clip_files, read_clips, write_clips
+from diffusion4d.evaluation.methods import Answers, Models, dressed
+from diffusion4d.evaluation.report import markdown
+from diffusion4d.evaluation.scores import Scored, score
+from diffusion4d.scenes.pool import HELD_OUT, draw_pool, load_pool
+from diffusion4d.stages import bars_with_notes
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Clips to fit the dressings on, and clips to score; functions, so that a clip is read when it is its turn."""
+
+    fitting: Callable[[], Iterator[TrueClip]]
+    scored: Callable[[], Iterator[TrueClip]]
+    num_fitting: int
+    num_scored: int
+
+
+def run(config: Evaluate) -> dict[str, Any]:
+    """Score the models; writes scores.json, scores.md and pictures, and returns what scores.json holds.
+
+    Raises:
+        UserError: a model or a clip cannot be used.
+    """
+    models = Models.load(config)
+    with bars_with_notes() as bars:
+        folds = folds_of(config, bars)
+        rows: list[dict[str, Scored]] = []
+        fits: list[dict[str, Dressing]] = []
+        total = sum(fold.num_fitting + fold.num_scored for fold in folds)
+        bar = bars.add_task("clips", total=total, note="")
+        for fold in folds:
+            dressings = fit_dressings(models, fold.fitting(), lambda: bars.advance(bar))
+            fits.append(dressings)
+            for clip in fold.scored():
+                case = Case.of(clip, seed=len(rows))
+                swept = len(rows) < config.sweep_clips
+                rows.append(score_all(models, dressings, case, swept=swept))
+                bars.advance(bar)
+    result = summarise(rows, config, fits)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with replace_when_done(config.out / "scores.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+    with replace_when_done(config.out / "scores.md") as temporary:
+        temporary.write_text(markdown(result))
+    plots.write_all(result, config.out)
+    return result
+
+
+def folds_of(config: Evaluate, bars: Any) -> list[Fold]:
+    """Where the clips come from.
+
+    Raises:
+        UserError: a folder of fewer than two clips.
+    """
+    if config.clips is None:
+        return [pool_fold(config, bars)]
+    files = clip_files(config.clips)[: config.scenes]
+    if len(files) < 2:
+        raise UserError(f"need at least two clips in {config.clips}, got {len(files)}")
+
+    def reader(chosen: Sequence[Path]) -> Callable[[], Iterator[TrueClip]]:
+        return lambda: read_clips(
+            list(chosen),
+            num_points=config.points,
+            max_frames=config.max_frames,
+            with_images=config.tokens != "none",
+        )
+
+    halves = files[::2], files[1::2]
+    return [
+        Fold(reader(other), reader(half), len(other), len(half))
+        for half, other in (halves, halves[::-1])
+    ]
+
+
+def pool_fold(config: Evaluate, bars: Any) -> Fold:
+    """Generated worlds, drawn where they are missing; written as clips too where that is asked for."""
+    bar = bars.add_task("worlds", note="")
+    spec = PoolSpec(
+        worlds=config.scenes + config.fitting_scenes,
+        points=config.points,
+        first_seed=HELD_OUT + config.first_world,
+    )
+    paths = draw_pool(
+        config.pool,
+        spec,
+        processes=config.processes,
+        progress=lambda done, total: bars.update(bar, completed=done, total=total),
+    )
+    worlds = load_pool(paths)
+    order = torch.arange(len(worlds))
+    scored = worlds.take(order[: config.scenes])
+    fitting = worlds.take(order[config.scenes : config.scenes + config.fitting_scenes])
+    fold = Fold(
+        lambda: world_clips(fitting, config.points, config.scenes),
+        lambda: world_clips(scored, config.points),
+        len(fitting),
+        len(scored),
+    )
+    if config.write_clips is not None:
+        bar = bars.add_task("writing clips", total=len(scored), note="")
+        write_clips(fold.scored(), config.write_clips, lambda done: bars.advance(bar, done))
+    return fold
+
+
+def fit_dressings(
+    models: Models, clips: Iterator[TrueClip], advance: Callable[[], None]
+) -> dict[str, Dressing]:
+    """Scales of the noise on each deterministic answer."""
+    cases: dict[str, list[baselines.Case]] = {}
+    for index, clip in enumerate(clips):
+        case = Case.of(clip, seed=index)
+        for name, answer in models.answers(case, models.grids(case)).items():
+            cases.setdefault(name, []).append((answer[0], case.truth, case.masks[0]))
+        advance()
+    return {name: baselines.fit_dressing(held) for name, held in cases.items()}
+
+
+def score_all(
+    models: Models, dressings: dict[str, Dressing], case: Case, *, swept: bool
+) -> dict[str, Scored]:
+    """One clip, every method."""
+    grids = models.grids(case)
+    answers = models.answers(case, grids)
+    found: Answers = {
+        **models.samples(case, grids, swept=swept),
+        **answers,
+        **dressed(answers, dressings, list(answers), case.seed),
+        "truth": case.truth[None],
+    }
+    return {name: score(points, case) for name, points in found.items()}
+
+
+def summarise(
+    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]]
+) -> dict[str, Any]:
+    """All that is written."""
+    # Paths and tuples as JSON has them, so that what is returned is what is read back.
+    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    names = summary.stand_ins(rows)
+    return {
+        "settings": settings,
+        "clips": len(rows),
+        "stands_for": {name: names[name] for name in ("twin", "dressed twin") if name in names},
+        "dressings": [{name: dataclasses.asdict(d) for name, d in fit.items()} for fit in fits],
+        "ratios": summary.ratios(rows),
+        "steps": summary.steps_curve(rows, config.steps),
+        "scores": summary.table(rows),
+        "spread_against_error": summary.spread_against_error(rows),
+    }
