@@ -6,9 +6,9 @@ A control point c = (X, Y, Z) is written as its offset from the evidence on the 
 
 where e is the evidence control point, f the focal length over the longer side of the image, and s(w) the scale such
 offsets have at control points of which a share w was seen: small where the video fixes the point, large where it was
-hidden. Times f, an offset is a share of the picture whatever the lens: what is uncertain is seen through a long lens
-as through a wide one. Depth, too, varies less in what a long lens shows; the power p is fitted. With
-these scales one unit means the same everywhere. Offsets are clipped: where evidence is extrapolated they have heavy tails.
+hidden. Times f, an offset is a share of the picture whatever the lens. Depth, too, varies less in what a long
+lens shows; the power p is fitted. With these scales one unit means the same everywhere. Offsets are clipped: where
+evidence is extrapolated they have heavy tails.
 
 Shape letters:  B clips   K hypotheses   N points   M control points.
 """
