@@ -60,10 +60,10 @@ class Sample:
     """Tracks npz: tracks [T, N, 2] px and visibility [T, N]; without a video also intrinsics [4], size [2]."""
     num_points: int = 128
     """Points to choose and follow."""
-    steps: int = 8
-    """Denoiser evaluations a hypothesis."""
-    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
-    """How the steps are taken."""
+    steps: int | None = None
+    """Denoiser evaluations a hypothesis; those the model was made for by default."""
+    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
+    """How the steps are taken; the model's own way by default."""
     seed: int = 0
     """The same seed gives the same hypotheses."""
     fov: float | None = None

@@ -42,29 +42,28 @@ TOO_FAST = 1.0
 """Tracks that the nearest splines miss by more px (median, at 256 px shorter side) get splines of twice the spans."""
 
 NUM_HYPOTHESES = 16
-NUM_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to sample. num_hypotheses: K, None for what is usual of the model. steps: denoiser evaluations (NFE) each.
+    """How to sample; None stands for what is usual of the model. steps: denoiser evaluations (NFE) a hypothesis.
 
     Raises:
         UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler.
     """
 
     num_hypotheses: int | None = None
-    steps: int = NUM_STEPS
-    sampler: SamplerName = "ancestral"
+    steps: int | None = None
+    sampler: SamplerName | None = None
     seed: int = 0
     use_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.num_hypotheses is not None and self.num_hypotheses < 1:
             raise UserError(f"need at least 1 hypothesis, got {self.num_hypotheses}")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise UserError(f"need at least 1 inference step, got {self.steps}")
-        if self.sampler not in get_args(SamplerName):
+        if self.sampler is not None and self.sampler not in get_args(SamplerName):
             names = ", ".join(get_args(SamplerName))
             raise UserError(f"need a sampler out of {names}, got {self.sampler!r}")
         if self.seed < 0:
@@ -192,8 +191,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
         video: Video | None = None,
         *,
         num_hypotheses: int | None = None,
-        num_inference_steps: int = NUM_STEPS,
-        sampler: SamplerName = "ancestral",
+        num_inference_steps: int | None = None,
+        sampler: SamplerName | None = None,
         seed: int = 0,
         use_tokens: bool = True,
         **given: Any,
@@ -203,8 +202,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
         Args:
             video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
             num_hypotheses: K, 16 by default; a deterministic model gives 1.
-            num_inference_steps: denoiser evaluations (NFE) a hypothesis.
-            sampler: how the steps are taken: one of `sampling.SamplerName`.
+            num_inference_steps: denoiser evaluations (NFE) a hypothesis; what the model was made for by default.
+            sampler: how the steps are taken: one of `sampling.SamplerName`; the model's own by default.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
             given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`: see `Given`.
@@ -239,7 +238,9 @@ class Diffusion4DPipeline(DiffusionPipeline):
         settings = settings or Settings()
         stages = stages or Stages()
         K = self._num_hypotheses(settings)
-        table = sampling.table_for(settings.sampler, settings.steps)
+        sampler, steps = sampling.usual(self.transformer)
+        sampler, steps = settings.sampler or sampler, settings.steps or steps
+        table = sampling.table_for(sampler, steps)
         seeds = sampling.seeds_from(settings.seed, K)
         with stages.stage("encoding"):
             evidence = self.encode(observation, use_tokens=settings.use_tokens, cache=cache)
@@ -261,8 +262,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
         )
         assumptions = {
             "model": self._source,
-            "sampler": "none (deterministic)" if self.deterministic else settings.sampler,
-            "steps": 1 if self.deterministic else settings.steps,
+            "sampler": "none (deterministic)" if self.deterministic else sampler,
+            "steps": 1 if self.deterministic else steps,
             "intrinsics": observation.camera,
             "fov_degrees": round(observation.fov, 2),
             "frames": observation.range,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d.denoiser import SCHEDULE, ClipDenoiser
+from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.noise import Factors
 from samplers import grids, tables
@@ -28,8 +29,16 @@ SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m"]
 RESIDUAL_VARIANCE = 1.0
 """What is diffused is whitened. Without this, 8 ancestral steps of an untrained network keep .79 of the deviation."""
 
+NUM_STEPS = 8
+
 CHUNK_TOKENS = 4096
 """Trajectories (hypotheses x points) that go through the network at once."""
+
+
+def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
+    """Sampler and steps of a network unless others are asked for: those it was trained through, else 8 ancestral ones."""
+    steps = network.config["trained_steps"]
+    return ("ancestral", NUM_STEPS) if steps is None else ("angular", steps)
 
 
 def table_for(name: SamplerName, num_steps: int) -> tables.Table:
