@@ -36,7 +36,7 @@ CHUNK_TOKENS = 4096
 
 
 def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
-    """Sampler and steps of a network unless others are asked for: those it was trained through, else 8 ancestral ones."""
+    """Sampler and steps unless others are asked for: those a network was trained through, else 8 ancestral ones."""
     steps = network.config["trained_steps"]
     return ("ancestral", NUM_STEPS) if steps is None else ("angular", steps)
 
