@@ -9,8 +9,8 @@ So noise is drawn with the covariance of what is diffused,
     G_ij = exp(-|q_i - q_j|^2 / 2 l^2 - |m_i - m_j|^2 / 2 k^2),
 
 separately for image-plane offsets and for depth. q is a point's place in the anchor frame, m its observed motion, both
-as shares of the picture; S the covariance over the M control points. The weights, lengths and S are fitted to residuals by
-maximum likelihood.
+as shares of the picture; S the covariance over the M control points. The weights, lengths and S are fitted to
+residuals by maximum likelihood.
 
 Shape letters:  B clips   K hypotheses   N points   M control points.  Groups: 0 image plane (x, y), 1 depth.
 """
