@@ -18,13 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diffusion4d.data.actors import Actor, Motion, Split
-from diffusion4d.data.animated_glb import (
-    AnimatedMesh,
-    Animation,
-    Skeleton,
-    read_animated,
-    read_skeleton,
-)
+from diffusion4d.data.animated_glb import read_animated, read_skeleton
+from diffusion4d.data.animated_mesh import AnimatedMesh, Animation, Skeleton
 from diffusion4d.data.decimation import decimated, merged
 from diffusion4d.data.jointed import body, moved, random_build
 from diffusion4d.data.skeleton import Y_UP_TO_Z_UP, Take
