@@ -75,15 +75,39 @@ def e_scale(answer: Float[Tensor, "T N 3"], truth: Float[Tensor, "T N 3"]) -> fl
     return off.square().sum(-1).mean(-1).sqrt().mean().item()
 
 
-def upright(
-    samples: Float[Tensor, "K T N 3"], reference: Float[Tensor, "T N 3"]
-) -> Float[Tensor, "K T N 3"]:
-    """Samples, each reversed in depth as a whole (z to −z) where that brings it nearer to the reference.
+def upright(samples: Float[Tensor, "K T N 3"]) -> Float[Tensor, "K T N 3"]:
+    r"""Samples, each reversed in depth as a whole (z to −z) or not, so that their mean is the best answer.
 
-    Orthographic tracks cannot tell a shape from its reversal, and e_3D forgives it, but a mean over samples that mixes
-    the two is flat.
+    Orthographic tracks cannot tell a shape from its reversal and e_3D forgives it, but a mean over samples that mixes
+    the two is flat. The answer with the least mean squared error where a reversal is forgiven,
+
+        min_a Σ_k min_{s = ±1} ‖s z_k − a‖²,
+
+    is found as k-means finds its centre: a is the mean of s_k z_k, s_k the sign of ⟨z_k, a⟩. It starts from the samples
+    as they are and from the signs of their Gram matrix's first eigenvector; the lower of both minima counts.
     """
-    depth, wanted = centred(samples)[..., 2], centred(reference)[..., 2]
-    sign = torch.where((depth * wanted).sum((1, 2)) < 0, -1.0, 1.0).to(samples)
-    turn = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)
-    return samples * turn[:, None, None]
+    depth_KD = centred(samples)[..., 2].flatten(1).double()
+    gram_KK = depth_KD @ depth_KD.mT
+    starts = (torch.ones_like(gram_KK[0]), _signs(torch.linalg.eigh(gram_KK)[1][:, -1]))
+    # The sum of squares about the centre falls as ‖Σ s_k z_k‖² = sᵀ G s rises.
+    best = max(
+        (_settled(gram_KK, start) for start in starts), key=lambda s: (s @ gram_KK @ s).item()
+    )
+    # Of an answer and its reversal, the one that reverses fewer samples.
+    best = best * (1.0 if best.sum() >= 0 else -1.0)
+    turn = torch.stack([torch.ones_like(best), torch.ones_like(best), best], -1)
+    return samples * turn.to(samples)[:, None, None]
+
+
+def _signs(x: Float[Tensor, "K"]) -> Float[Tensor, "K"]:
+    return torch.where(x < 0, -1.0, 1.0).to(x)
+
+
+def _settled(gram: Float[Tensor, "K K"], signs: Float[Tensor, "K"]) -> Float[Tensor, "K"]:
+    """Signs that agree with the mean they make. The sum of squares never rises, so this ends."""
+    for _ in range(100):
+        turned = _signs(gram @ signs)
+        if torch.equal(turned, signs):
+            break
+        signs = turned
+    return signs

@@ -1,5 +1,6 @@
 """Benchmarks of non-rigid structure from motion: readers on files in the three layouts, errors with known values."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,27 @@ def test_e_scale_forgives_a_scale_a_frame_about_the_camera(truth: torch.Tensor) 
     assert nonrigid.e_scale(truth + off, truth) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_upright_turns_samples_towards_the_reference(truth: torch.Tensor) -> None:
-    mirror = torch.tensor([1.0, 1.0, -1.0]).double()
-    samples = torch.stack([truth, truth * mirror, truth])
-    assert torch.equal(nonrigid.upright(samples, truth), truth.expand(3, -1, -1, -1))
-    assert torch.equal(nonrigid.upright(samples, truth * mirror)[0], truth * mirror)
+MIRROR = torch.tensor([1.0, 1.0, -1.0]).double()
+
+
+def test_samples_and_their_reversals_have_one_mean(truth: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.tensor([1.0, 1, -1, 1, -1, -1, 1, 1, -1])
+    noise = 0.3 * torch.randn(9, T, N, 3, generator=generator, dtype=torch.float64)
+    samples = (truth + noise) * torch.where(sign[:, None] < 0, MIRROR, 1.0)[:, None, None]
+    assert torch.equal(nonrigid.upright(samples), (truth + noise))
+    assert torch.equal(nonrigid.upright(samples * MIRROR), (truth + noise) * MIRROR)
+
+
+def test_signs_are_the_best_of_all(truth: torch.Tensor) -> None:
+    """Against enumeration, on samples that have hardly anything in common."""
+    generator = torch.Generator().manual_seed(1)
+    samples = 0.3 * truth + torch.randn(7, T, N, 3, generator=generator, dtype=torch.float64)
+    depth = nonrigid.centred(samples)[..., 2].flatten(1)
+    every = torch.tensor(list(itertools.product((1.0, -1.0), repeat=7)), dtype=torch.float64)
+    best = (every @ depth).norm(dim=-1).max()
+    found = nonrigid.centred(nonrigid.upright(samples))[..., 2].flatten(1).sum(0).norm()
+    assert found == pytest.approx(best.item())
+    # What has one sign already keeps it.
+    alike = truth + 0.1 * samples
+    assert torch.equal(nonrigid.upright(alike), alike)
