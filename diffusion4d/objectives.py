@@ -8,14 +8,16 @@ gaussian   s^(2 beta) [(x - mu)^2 / 2 s^2 + log s], beta = 1/2        (beta-NLL,
 x are control points in the coordinates of `coordinates.py`, r the residual a regressor leaves (`denoiser.py`).
 Plain likelihood (beta = 0) spends little on the mean where the deviation is large; beta = 1/2 does not.
 
-    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step)
+    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step + 10 ES_jerk) + CRPS
 
 trains the whole few-step sampler through its steps, with J samples a clip, on what it is judged by: the fair energy
 score (Gneiting & Raftery 2007; as a training loss for samplers: Pacchiardi et al. 2024, De Bortoli et al. 2025,
 Alet et al. 2025). A velocity network is right in the limit of many steps; this one at the number it was trained with.
 The score of whole scenes hardly sees how points hang together, so linear functions of a scene are scored as well: every
-point's path, differences between neighbours (edge), and steps in time. Each term is proper, hence so is the
-sum: w, the neighbours and what counts as hidden are functions of the evidence alone.
+point's path, differences between neighbours (edge), steps in time and their second differences (jerk). And what is large
+rules all of these, so each number that is diffused is scored alone, in units of what the regressor expects of it
+(CRPS). Each term is proper, hence so is the sum: w, the units, the neighbours and what counts as hidden are functions
+of the evidence alone.
 
 Shape letters:  B clips   J samples   N points   M control points   T frames   E edges.
 """
@@ -98,7 +100,9 @@ def energy_loss(
     with torch.autocast(residual.device.type, enabled=False):
         basis_TM = splines.basis_matrix(example.u, M)
         samples = basis_TM @ clip.decode(residual.float())
-        return scene_scores(clip, example, samples).mean()
+        return scene_scores(clip, example, samples).mean() + marginal_score(
+            clip, example, residual.float()
+        )
 
 
 def scene_scores(
@@ -114,8 +118,20 @@ def scene_scores(
         + fair_score(samples, truth)
         + 2 * fair_score(edges(samples, near), edges(truth, near))
         + fair_score(samples.diff(dim=-2), truth.diff(dim=-2))
+        + 10 * fair_score(samples.diff(n=3, dim=-2), truth.diff(n=3, dim=-2))
     )
     return weight_of(clip) * scores
+
+
+def marginal_score(
+    clip: ClipDenoiser, example: Example, residual: Float[Tensor, "B J N M 3"]
+) -> Float[Tensor, ""]:
+    """Fair CRPS of every number that is diffused."""
+    x = clip.coordinates.encode(example.ctrl, clip.evidence)
+    truth = (x if clip.anchor is None else clip.anchor.encode(x))[:, None]
+    first, second = torch.triu_indices(residual.shape[1], residual.shape[1], offset=1)
+    apart = (residual[:, first] - residual[:, second]).abs().mean()
+    return (residual - truth).abs().mean() - apart / 2
 
 
 def fair_score(
