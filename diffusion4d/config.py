@@ -204,19 +204,29 @@ class Evaluate:
     out: Path = Path("runs/evaluation")
     """Folder for scores.json, scores.md and pictures."""
     clips: Path | None = None
-    """Folder of clips with truth (npz in the layout of TAPVid-3D); without it, generated worlds are scored."""
+    """Folder of clips with truth (npz in the layout of TAPVid-3D) to score instead of generated worlds."""
+    rendered: Path | None = None
+    """Folder of rendered worlds to score, with their pictures, instead of generated ones; none are added."""
     pool: Path = Path("runs/held-out")
     """Folder of generated worlds; those that are missing are generated."""
+    pool_points: int = 64
+    """Points a world of the pool."""
+    pack: Path | None = None
+    """Pack of actors that the pool's bodies are taken from; without it, all bodies are generated."""
+    splits: tuple[str, ...] = ("held-out",)
+    """Splits of the pack."""
+    actors_only: bool = False
+    """Every main body is an actor of the pack."""
     write_clips: Path | None = None
     """Also write the worlds that are scored into this folder, as clips with truth."""
     scenes: int = 512
     """Worlds or clips to score."""
     fitting_scenes: int = 128
-    """Further worlds, on which the dressing is fitted; of a folder of clips it is the other half."""
+    """Further worlds, on which the dressing is fitted. Where there are not as many, each half has it of the other."""
     first_world: int = 0
     """Skip so many held-out worlds; 100000 upwards were used to choose settings, and are never scored."""
     points: int = 64
-    """Points a clip."""
+    """Points a clip, drawn out of those it has."""
     max_frames: int = 48
     """Of longer clips so many frames are used, from the first."""
     tokens: Literal["auto", "none"] = "auto"

@@ -208,6 +208,7 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
         scenes=3,
         fitting_scenes=2,
         points=POINTS,
+        pool_points=20,
         steps=2,
         sweep=(1,),
         sweep_clips=2,
@@ -215,8 +216,8 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     result = evaluation.run(config)
     assert json.loads((config.out / "scores.json").read_text()) == result
     assert asked[0].first_seed == 2**31
-    assert asked[0].points == POINTS
-    answers = {"l2 twin", "l1 twin", "regressor", "flat lift"}
+    assert (asked[0].points, asked[0].splits) == (20, ("held-out",))
+    answers = {"l2 twin", "l1 twin", "regressor", "trajectory basis", "flat lift"}
     assert fitted == [2] * len(answers)
     samplers = {"samples", "samples@1", "gaussian head", "gaussian head, joint", "peer setting"}
     dressed = {f"dressed {name}" for name in answers}

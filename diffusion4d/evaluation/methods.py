@@ -30,6 +30,7 @@ from diffusion4d.config import Evaluate
 from diffusion4d.denoiser import Anchor, ClipDenoiser
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.cases import Case
+from diffusion4d.evaluation.trajectory_basis import trajectory_basis
 from diffusion4d.evidence import Evidence, Tokens
 from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import Factors
@@ -163,6 +164,8 @@ class Models:
             coordinates = denoiser.coordinates_of(model.pipe.regressor)
             ctrl = coordinates.decode(anchor.mean[:, None], evidence).squeeze(0)
             found["regressor"] = case.trajectories(ctrl)
+        lifted = trajectory_basis(case, evidence.ctrl.shape[-2])
+        found["trajectory basis"] = case.trajectories(lifted)
         found["flat lift"] = case.trajectories(baselines.flat_lift(evidence))
         return found
 
