@@ -231,14 +231,15 @@ class Evaluate:
     """Of longer clips so many frames are used, from the first."""
     tokens: Literal["auto", "none"] = "auto"
     """auto: the pictures of clips that have them go through the model's encoder; none: tracks alone."""
-    steps: int = 8
-    """Denoiser evaluations a hypothesis."""
+    steps: int | None = None
+    """Denoiser evaluations a hypothesis; the model's own number by default."""
     sweep: tuple[int, ...] = (1, 2, 4)
     """Further numbers of steps, on the first `sweep_clips` clips."""
     sweep_clips: int = 128
     """Clips that the further numbers of steps are scored on."""
     sampling_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the sampler's network; bf16 takes 0.4 of the time where the processor multiplies it natively."""
-    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
+    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
+    """How the steps are taken; the model's own way by default."""
     processes: int = 2
     """Processes that generate worlds."""

@@ -64,7 +64,7 @@ def run(config: Evaluate) -> dict[str, Any]:
                 swept = len(rows) < config.sweep_clips
                 rows.append(score_all(models, dressings, case, swept=swept))
                 bars.advance(bar)
-    result = summarise(rows, config, fits)
+    result = summarise(rows, config, fits, models.steps)
     config.out.mkdir(parents=True, exist_ok=True)
     with replace_when_done(config.out / "scores.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
@@ -202,19 +202,20 @@ def score_all(
 
 
 def summarise(
-    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]]
+    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]], steps: int
 ) -> dict[str, Any]:
-    """All that is written."""
+    """All that is written. `steps` is what the sampler took."""
     # Paths and tuples as JSON has them, so that what is returned is what is read back.
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     names = summary.stand_ins(rows)
     return {
         "settings": settings,
         "clips": len(rows),
+        "steps_taken": steps,
         "stands_for": {name: names[name] for name in ("twin", "dressed twin") if name in names},
         "dressings": [{name: dataclasses.asdict(d) for name, d in fit.items()} for fit in fits],
         "ratios": summary.ratios(rows),
-        "steps": summary.steps_curve(rows, config.steps),
+        "steps": summary.steps_curve(rows, steps),
         "scores": summary.table(rows),
         "spread_against_error": summary.spread_against_error(rows),
     }

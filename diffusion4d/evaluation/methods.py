@@ -35,6 +35,7 @@ from diffusion4d.evidence import Evidence, Tokens
 from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import Factors
 from diffusion4d.pipeline import NUM_KEY_FRAMES, Diffusion4DPipeline
+from diffusion4d.sampling import SamplerName
 from priors.dinov3 import Encoder, load_encoder
 from priors.tokens import TokenGrid
 
@@ -108,14 +109,14 @@ def encode(case: Case, encoder: Encoder | None) -> TokenGrid | None:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Everything that is scored."""
+    """Everything that is scored. steps and name: how the sampler is run; sweep: further numbers of steps."""
 
     sampler: Model
     twins: dict[str, Model]
     peer: Model | None
     steps: int
     sweep: tuple[int, ...]
-    table: sampling.SamplerName
+    name: SamplerName
     bf16: bool
 
     @classmethod
@@ -141,8 +142,16 @@ class Models:
                     f"need a model that gives {'one answer' if wanted else 'samples'} as {name}, "
                     f"got one that gives {kind}"
                 )
-        bf16 = config.sampling_precision == "bf16"
-        return cls(sampler, twins, peer, config.steps, config.sweep, config.sampler, bf16)
+        name, steps = sampling.usual(sampler.pipe.transformer)
+        return cls(
+            sampler,
+            twins,
+            peer,
+            steps if config.steps is None else config.steps,
+            config.sweep,
+            config.sampler or name,
+            config.sampling_precision == "bf16",
+        )
 
     def grids(self, case: Case) -> dict[str, TokenGrid | None]:
         """Tokens of a case, by the fingerprint of each encoder there is among the models."""
@@ -174,7 +183,7 @@ class Models:
         """Samples of the sampler at its usual number of steps, of its Gaussian head, of the peer; and, where `swept`,
         of the sampler at other numbers of steps."""
         clip = self.sampler.prepared(case, _grid(self.sampler, grids))
-        found = {"samples": self._sampled(clip, case, self.steps, CALIBRATION_DRAWS)}
+        found = {"samples": self._sampled(clip, case, self.name, self.steps, CALIBRATION_DRAWS)}
         if clip.anchor is not None:
             for name, factors in (
                 ("gaussian head", _without_neighbours(clip.factors)),
@@ -183,15 +192,18 @@ class Models:
                 found[name] = case.trajectories(head_samples(clip, clip.anchor, factors, case.seed))
         if self.peer is not None:
             prepared = self.peer.prepared(case, _grid(self.peer, grids))
-            found["peer setting"] = self._sampled(prepared, case, self.steps, CALIBRATION_DRAWS)
+            name, steps = sampling.usual(self.peer.pipe.transformer)
+            found["peer setting"] = self._sampled(prepared, case, name, steps, CALIBRATION_DRAWS)
         for steps in self.sweep if swept else ():
             if steps != self.steps:
-                found[f"samples@{steps}"] = self._sampled(clip, case, steps, NUM_SCORED)
+                found[f"samples@{steps}"] = self._sampled(clip, case, self.name, steps, NUM_SCORED)
         return found
 
-    def _sampled(self, clip: ClipDenoiser, case: Case, steps: int, count: int) -> Tensor:
+    def _sampled(
+        self, clip: ClipDenoiser, case: Case, name: SamplerName, steps: int, count: int
+    ) -> Tensor:
         """The one place where a sampler is run."""
-        table = sampling.table_for(self.table, steps)
+        table = sampling.table_for(name, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             ctrl = sampling.sample(clip, sampling.seeds_from(case.seed, count), table)
         return case.trajectories(ctrl.float())
