@@ -62,6 +62,10 @@ class Network:
     num_heads: int = 3
     token_channels: int = 128
     """Channels of the encoder's tokens; 0 for a network that takes none."""
+    multiplicity: int = 1
+    """How often each interior knot is repeated; 3 makes cubic Bézier pieces that share no more than their ends."""
+    path: Literal["cosine", "rectified"] = "cosine"
+    """Between noise and data; rectified: straight, with white noise and the flow as what is learnt."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,6 +236,14 @@ class Diffusion4DPipeline(DiffusionPipeline):
             UserError: a wish that this model cannot fulfil, or its encoder cannot be loaded.
         """
         settings = settings or Settings()
+        if (
+            self.transformer.config["multiplicity"] != 1
+            or self.transformer.config["path"] != "cosine"
+        ):
+            raise UserError(
+                f"the model {self._source} is a baseline with settings of its own (repeated knots, the "
+                "rectified path): it can be evaluated (--peer), not used"
+            )
         stages = stages or Stages()
         K = self._num_hypotheses(settings)
         sampler, steps = sampling.usual(self.transformer)

@@ -34,6 +34,7 @@ def snap(
     u: Float[Tensor, "T"],
     *,
     degree: int = 3,
+    multiplicity: int = 1,
     ridge: float = RIDGE,
 ) -> Float[Tensor, "K N M 3"]:
     """Move lateral control points so that the hypotheses project onto the tracks where these were seen.
@@ -47,13 +48,15 @@ def snap(
     # regular, and its answer is not used.
     seen = visibility.sum(-1) > NEVER
     weights = torch.where(seen[:, None], visibility, 1)
-    depth = (ctrl[..., 2] @ splines.basis_matrix(u, ctrl.shape[-2], degree).mT).clamp_min(NEAREST)
+    basis_TM = splines.basis_matrix(u, ctrl.shape[-2], degree, multiplicity)
+    depth = (ctrl[..., 2] @ basis_TM.mT).clamp_min(NEAREST)
     lateral = splines.fit(
         rays * depth[..., None],
         u,
         ctrl.shape[-2],
         weights=weights / depth.square(),
         degree=degree,
+        multiplicity=multiplicity,
         ridge=ridge,
         penalty_order=1,
         prior=ctrl[..., :2],

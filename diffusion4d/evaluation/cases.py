@@ -67,7 +67,7 @@ class Case:
         """Observed tracks in normalised image coordinates."""
         return cameras.normalise(self.clip.tracks, self.intrinsics)
 
-    def evidence(self, num_ctrl: int) -> Evidence:
+    def evidence(self, num_ctrl: int, multiplicity: int = 1) -> Evidence:
         """The tracks as a network takes them."""
         clip = self.clip
         return observe_tracks(
@@ -78,12 +78,17 @@ class Case:
             clip.u,
             num_ctrl,
             focal_known=torch.tensor([float(clip.focal_known)]),
+            multiplicity=multiplicity,
         )
 
-    def trajectories(self, ctrl: Float[Tensor, "K N M 3"]) -> Float[Tensor, "K N T 3"]:
-        """Snap control points to the tracks, scale them, and decode: the same for every method."""
-        ctrl = snap(ctrl, self.rays, self.clip.visibility, self.clip.u)
-        return self.scaled(splines.basis_matrix(self.clip.u, ctrl.shape[-2]) @ ctrl)
+    def trajectories(
+        self, ctrl: Float[Tensor, "K N M 3"], multiplicity: int = 1
+    ) -> Float[Tensor, "K N T 3"]:
+        """Snap control points to the tracks, decode, and scale: the same for every method."""
+        u = self.clip.u
+        ctrl = snap(ctrl, self.rays, self.clip.visibility, u, multiplicity=multiplicity)
+        basis_TM = splines.basis_matrix(u, ctrl.shape[-2], multiplicity=multiplicity)
+        return self.scaled(basis_TM @ ctrl)
 
     def scaled(self, points: Float[Tensor, "K N T 3"]) -> Float[Tensor, "K N T 3"]:
         """Put the median anchor depth at 1."""

@@ -67,9 +67,14 @@ class Model:
         pipe.use_encoder(name)
         return cls(pipe, load_encoder(name))
 
+    @property
+    def multiplicity(self) -> int:
+        """Of the interior knots of its splines."""
+        return self.pipe.transformer.config["multiplicity"]
+
     def evidence(self, case: Case, grid: TokenGrid | None) -> Evidence:
         """The case as this model's networks take it."""
-        evidence = case.evidence(self.pipe.transformer.config["num_ctrl"])
+        evidence = case.evidence(self.pipe.transformer.config["num_ctrl"], self.multiplicity)
         if self.encoder is None or grid is None:
             return evidence
         frames = pictured(case)
@@ -165,17 +170,19 @@ class Models:
         found: Answers = {}
         for name, twin in self.twins.items():
             ctrl = sampling.answer(twin.prepared(case, _grid(twin, grids)))
-            found[name] = case.trajectories(ctrl)
+            found[name] = case.trajectories(ctrl, twin.multiplicity)
         model = self.sampler
         evidence = model.evidence(case, _grid(model, grids))
         if model.pipe.regressor is not None:
             anchor = denoiser.regress(model.pipe.regressor, evidence)
             coordinates = denoiser.coordinates_of(model.pipe.regressor)
             ctrl = coordinates.decode(anchor.mean[:, None], evidence).squeeze(0)
-            found["regressor"] = case.trajectories(ctrl)
-        lifted = trajectory_basis(case, evidence.ctrl.shape[-2])
-        found["trajectory basis"] = case.trajectories(lifted)
-        found["flat lift"] = case.trajectories(baselines.flat_lift(evidence))
+            found["regressor"] = case.trajectories(ctrl, model.multiplicity)
+        # These need no network, so they need none of its settings but the number of control points.
+        num_ctrl = evidence.ctrl.shape[-2]
+        found["trajectory basis"] = case.trajectories(trajectory_basis(case, num_ctrl))
+        flat = baselines.flat_lift(evidence)
+        found["flat lift"] = case.trajectories(flat, model.multiplicity)
         return found
 
     @torch.no_grad()
@@ -189,7 +196,8 @@ class Models:
                 ("gaussian head", _without_neighbours(clip.factors)),
                 ("gaussian head, joint", clip.factors),
             ):
-                found[name] = case.trajectories(head_samples(clip, clip.anchor, factors, case.seed))
+                head = head_samples(clip, clip.anchor, factors, case.seed)
+                found[name] = case.trajectories(head, self.sampler.multiplicity)
         if self.peer is not None:
             prepared = self.peer.prepared(case, _grid(self.peer, grids))
             name, steps = sampling.usual(self.peer.pipe.transformer)
@@ -203,10 +211,11 @@ class Models:
         self, clip: ClipDenoiser, case: Case, name: SamplerName, steps: int, count: int
     ) -> Tensor:
         """The one place where a sampler is run."""
-        table = sampling.table_for(name, steps)
+        schedule, _ = denoiser.path_of(clip.network)
+        table = sampling.table_for(name, steps, schedule)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             ctrl = sampling.sample(clip, sampling.seeds_from(case.seed, count), table)
-        return case.trajectories(ctrl.float())
+        return case.trajectories(ctrl.float(), clip.network.config["multiplicity"])
 
 
 def head_samples(
