@@ -18,10 +18,12 @@ from diffusion4d import cameras, splines
 from diffusion4d.config import Dropout
 from diffusion4d.evaluation.clips import TrueClip
 from diffusion4d.evidence import Evidence, observe_tracks
+from diffusion4d.hypotheses import REFERENCE_SIDE
+from diffusion4d.sampling import seeds_from
 from diffusion4d.scenes.batches import draw
 from diffusion4d.scenes.pool import Worlds
 from diffusion4d.scenes.rendered import RenderedWorlds
-from diffusion4d.snap import snap
+from diffusion4d.snap import doubted, snap
 
 SUBSETS = ("all", "visible", "occluded", "moving")
 
@@ -84,9 +86,15 @@ class Case:
     def trajectories(
         self, ctrl: Float[Tensor, "K N M 3"], multiplicity: int = 1
     ) -> Float[Tensor, "K N T 3"]:
-        """Snap control points to the tracks, decode, and scale: the same for every method."""
-        u = self.clip.u
-        ctrl = snap(ctrl, self.rays, self.clip.visibility, u, multiplicity=multiplicity)
+        """Snap control points to the tracks, decode, and scale: the same for every method.
+
+        Of several samples each has its own doubts about the tracks; one answer has none.
+        """
+        u, rays = self.clip.u, self.rays
+        if len(ctrl) > 1:
+            pixel = min(self.clip.size) / REFERENCE_SIDE / self.intrinsics[:2].mean().item()
+            rays = doubted(rays, pixel, seeds_from(self.seed, len(ctrl)))
+        ctrl = snap(ctrl, rays, self.clip.visibility, u, multiplicity=multiplicity)
         basis_TM = splines.basis_matrix(u, ctrl.shape[-2], multiplicity=multiplicity)
         return self.scaled(basis_TM @ ctrl)
 
