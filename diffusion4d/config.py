@@ -62,6 +62,10 @@ class Network:
     num_heads: int = 3
     token_channels: int = 128
     """Channels of the encoder's tokens; 0 for a network that takes none."""
+    multiplicity: int = 1
+    """How often each interior knot is repeated; 3 makes cubic Bézier pieces that share no more than their ends."""
+    path: Literal["cosine", "rectified"] = "cosine"
+    """Between noise and data; rectified: straight, with white noise and the flow as what is learnt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,31 +208,42 @@ class Evaluate:
     out: Path = Path("runs/evaluation")
     """Folder for scores.json, scores.md and pictures."""
     clips: Path | None = None
-    """Folder of clips with truth (npz in the layout of TAPVid-3D); without it, generated worlds are scored."""
+    """Folder of clips with truth (npz in the layout of TAPVid-3D) to score instead of generated worlds."""
+    rendered: Path | None = None
+    """Folder of rendered worlds to score, with their pictures, instead of generated ones; none are added."""
     pool: Path = Path("runs/held-out")
     """Folder of generated worlds; those that are missing are generated."""
+    pool_points: int = 64
+    """Points a world of the pool."""
+    pack: Path | None = None
+    """Pack of actors that the pool's bodies are taken from; without it, all bodies are generated."""
+    splits: tuple[str, ...] = ("held-out",)
+    """Splits of the pack."""
+    actors_only: bool = False
+    """Every main body is an actor of the pack."""
     write_clips: Path | None = None
     """Also write the worlds that are scored into this folder, as clips with truth."""
     scenes: int = 512
     """Worlds or clips to score."""
     fitting_scenes: int = 128
-    """Further worlds, on which the dressing is fitted; of a folder of clips it is the other half."""
+    """Further worlds, on which the dressing is fitted. Where there are not as many, each half has it of the other."""
     first_world: int = 0
     """Skip so many held-out worlds; 100000 upwards were used to choose settings, and are never scored."""
     points: int = 64
-    """Points a clip."""
+    """Points a clip, drawn out of those it has."""
     max_frames: int = 48
     """Of longer clips so many frames are used, from the first."""
     tokens: Literal["auto", "none"] = "auto"
     """auto: the pictures of clips that have them go through the model's encoder; none: tracks alone."""
-    steps: int = 8
-    """Denoiser evaluations a hypothesis."""
+    steps: int | None = None
+    """Denoiser evaluations a hypothesis; the model's own number by default."""
     sweep: tuple[int, ...] = (1, 2, 4)
     """Further numbers of steps, on the first `sweep_clips` clips."""
     sweep_clips: int = 128
     """Clips that the further numbers of steps are scored on."""
     sampling_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the sampler's network; bf16 takes 0.4 of the time where the processor multiplies it natively."""
-    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] = "ancestral"
+    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
+    """How the steps are taken; the model's own way by default."""
     processes: int = 2
     """Processes that generate worlds."""

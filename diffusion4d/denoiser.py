@@ -22,8 +22,8 @@ from diffusion4d.coordinates import Coordinates
 from diffusion4d.dit import Conditioning, TrajectoryDiT
 from diffusion4d.evidence import Evidence
 from diffusion4d.noise import Factors, PointNoise
-from samplers.predictions import from_prediction
-from samplers.schedules import CosineSchedule
+from samplers.predictions import Kind, from_prediction
+from samplers.schedules import CosineSchedule, RectifiedSchedule, Schedule
 
 LIMIT = 6.0
 """Residuals are clipped to this many standard deviations of the regressor."""
@@ -49,6 +49,13 @@ def noise_of(network: TrajectoryDiT) -> PointNoise:
     if config is None:
         return PointNoise.white(network.config["num_ctrl"])
     return PointNoise.from_config(config)
+
+
+def path_of(network: TrajectoryDiT) -> tuple[Schedule, Kind]:
+    """The path between noise and data that a velocity network was trained on, and which velocity it says."""
+    if network.config["path"] == "rectified":
+        return RectifiedSchedule(), "flow_prediction"
+    return SCHEDULE, "v_prediction"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +103,14 @@ class ClipDenoiser:
     factors: Factors
 
     def velocity(self, x_t: Float[Tensor, "B K N M 3"], t: Tensor) -> Float[Tensor, "B K N M 3"]:
-        """The network's velocity v = alpha_t eps - sigma_t x_0."""
+        """What the network says at x_t, on the cosine path v = alpha_t eps - sigma_t x_0."""
         times = t.to(x_t).expand(x_t.shape[:2])
         return self.network(x_t, times, self.conditioning).to(x_t)
 
     def denoise(self, x_t: Float[Tensor, "B K N M 3"], t: Tensor) -> Float[Tensor, "B K N M 3"]:
-        """E[x_0 | x_t, evidence] = alpha_t x_t - sigma_t v."""
-        return from_prediction(SCHEDULE, "v_prediction")(self.velocity)(x_t, t).clamp(-LIMIT, LIMIT)
+        """E[x_0 | x_t, evidence], on the cosine path alpha_t x_t - sigma_t v."""
+        schedule, kind = path_of(self.network)
+        return from_prediction(schedule, kind)(self.velocity)(x_t, t).clamp(-LIMIT, LIMIT)
 
     def decode(self, r: Float[Tensor, "B K N M 3"]) -> Float[Tensor, "B K N M 3"]:
         """What was diffused to control points in the camera frame, scene units."""

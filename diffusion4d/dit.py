@@ -29,6 +29,7 @@ from diffusion4d.attention import Attention, check_backend, check_backend_name
 from diffusion4d.evidence import Evidence, Tokens
 
 Output = Literal["velocity", "mean", "gaussian"]
+PathName = Literal["cosine", "rectified"]
 FREQUENCIES = 6
 
 
@@ -94,14 +95,16 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
     """Noised trajectories and evidence to a velocity, a mean, or a mean and its uncertainty.
 
     Args:
-        num_ctrl: control points a trajectory, M. degree: of the spline.
+        num_ctrl: control points a trajectory, M. degree: of the spline. multiplicity: of its interior knots.
         width: channels W. depth: blocks. num_heads: attention heads. mlp_ratio: hidden / W.
         vector_width: channels V of the vector (time, focal length) that modulates every block.
         cross_every: every so many blocks ask the patch tokens.
         token_channels: channels of the encoder's patch tokens; 0 for a network that takes none.
-        output: "velocity" (v = alpha_t eps - sigma_t x_0), "mean" (E[x_0 | evidence]; takes no noised input),
+        output: "velocity" (v = alpha_t eps - sigma_t x_0, or eps - x_0 on the rectified path),
+            "mean" (E[x_0 | evidence]; takes no noised input),
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
+        path: from noise to data, "cosine" or "rectified" (`denoiser.path_of`).
         trained_steps: steps that an "energy" network was trained through; None for one that is right in many steps.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
         attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.
@@ -115,6 +118,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         self,
         num_ctrl: int = 12,
         degree: int = 3,
+        multiplicity: int = 1,
         width: int = 192,
         depth: int = 6,
         num_heads: int = 3,
@@ -125,6 +129,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         output: Output = "velocity",
         anchored: bool = False,
         trained_steps: int | None = None,
+        path: PathName = "cosine",
         coordinates: dict | None = None,
         noise: dict | None = None,
         attention_backend: str = "native",

@@ -110,6 +110,7 @@ def observe_tracks(
     *,
     focal_known: Float[Tensor, "B"] | None = None,
     degree: int = 3,
+    multiplicity: int = 1,
 ) -> Evidence:
     """Project 2D tracks onto the spline basis.
 
@@ -119,15 +120,23 @@ def observe_tracks(
         intrinsics: (fx, fy, cx, cy) px; size: (H, W) px.
         u: clip time of each frame.
         focal_known: 1 where the intrinsics are known (the default), 0 where they were assumed.
+        multiplicity: of the spline's interior knots.
     """
     normalised = cameras.normalise(tracks, intrinsics[:, None, None])
     # The query itself is known, even of a point that no frame shows.
     anchor = visibility[..., :1].clamp_min(QUERY_WEIGHT)
     weights = torch.cat([anchor, visibility[..., 1:]], -1)
     ctrl = splines.fit(
-        normalised, u, num_ctrl, weights=weights, degree=degree, ridge=RIDGE, penalty_order=1
+        normalised,
+        u,
+        num_ctrl,
+        weights=weights,
+        degree=degree,
+        multiplicity=multiplicity,
+        ridge=RIDGE,
+        penalty_order=1,
     )
-    basis_TM = splines.basis_matrix(u, num_ctrl, degree)
+    basis_TM = splines.basis_matrix(u, num_ctrl, degree, multiplicity)
     # A control point whose support holds no frame (T < M) was not seen: 0 / tiny is 0.
     weight = visibility @ basis_TM / basis_TM.sum(0).clamp_min(1e-6)
     log_focal = torch.log(intrinsics[:, :2].mean(-1) / size.amax(-1))

@@ -1,6 +1,7 @@
 r"""What the network is trained to say, one function an objective: example in, loss out.
 
 velocity   ||v - (alpha_t eps - sigma_t r)||^2 with correlated eps   (Salimans & Ho 2022, appendix D)
+           or, on the rectified path, ||v - (eps - r)||^2 with white eps   (Liu et al. 2023)
 mean       ||mu - x||^2                                               the L2 twin
 median     |mu - x|                                                   the L1 twin
 gaussian   s^(2 beta) [(x - mu)^2 / 2 s^2 + log s], beta = 1/2        (beta-NLL, Seitzer et al. 2022, eq. 5)
@@ -27,11 +28,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d import denoiser, splines
-from diffusion4d.denoiser import SCHEDULE, Anchor, ClipDenoiser
+from diffusion4d.denoiser import Anchor, ClipDenoiser
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.evidence import Evidence
 from diffusion4d.noise import squared_distances
 from diffusion4d.scenes.batches import Example
+from samplers.predictions import target
 from samplers.solve import solve
 from samplers.tables import Table
 
@@ -72,16 +74,17 @@ def velocity_loss(
     anchor: Anchor | None,
     noisy_power: float,
 ) -> Float[Tensor, ""]:
-    """v-prediction at t = uniform ** noisy_power."""
+    """Squared error of the velocity at t = uniform ** noisy_power."""
+    schedule, kind = denoiser.path_of(network)
     r = (x if anchor is None else anchor.encode(x))[:, None]
     white = torch.randn(r.shape, generator=generator)
     noise = denoiser.noise_of(network).factors(evidence).correlate(white)
     t = torch.rand((len(x), 1), generator=generator) ** noisy_power
-    alpha, sigma = (f(t)[..., None, None, None] for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+    alpha, sigma = (f(t)[..., None, None, None] for f in (schedule.alpha, schedule.sigma))
     stacked = None if anchor is None else anchor.stacked()
     conditioning = network.condition(evidence, stacked)
     velocity = network(alpha * r + sigma * noise, t, conditioning)
-    return (velocity.float() - (alpha * noise - sigma * r)).square().mean()
+    return (velocity.float() - target(kind, r, noise, alpha, sigma)).square().mean()
 
 
 def energy_loss(
@@ -98,7 +101,7 @@ def energy_loss(
     residual = solve(table, clip.denoise, clip.factors.correlate(white))
     # Distances between samples lose their gradient in half precision.
     with torch.autocast(residual.device.type, enabled=False):
-        basis_TM = splines.basis_matrix(example.u, M)
+        basis_TM = splines.basis_matrix(example.u, M, 3, clip.network.config["multiplicity"])
         samples = basis_TM @ clip.decode(residual.float())
         return scene_scores(clip, example, samples).mean() + marginal_score(
             clip, example, residual.float()

@@ -30,7 +30,7 @@ from diffusion4d.hypotheses import REFERENCE_SIDE, Hypotheses
 from diffusion4d.models import find_model
 from diffusion4d.observation import Given, Observation, Video, observe
 from diffusion4d.sampling import SamplerName
-from diffusion4d.snap import misfit, snap
+from diffusion4d.snap import doubted, misfit, snap
 from diffusion4d.splines import BSpline
 from diffusion4d.stages import Progress, Stages
 from priors.cache import FeatureCache
@@ -236,6 +236,14 @@ class Diffusion4DPipeline(DiffusionPipeline):
             UserError: a wish that this model cannot fulfil, or its encoder cannot be loaded.
         """
         settings = settings or Settings()
+        if (
+            self.transformer.config["multiplicity"] != 1
+            or self.transformer.config["path"] != "cosine"
+        ):
+            raise UserError(
+                f"the model {self._source} is a baseline with settings of its own (repeated knots, the "
+                "rectified path): it can be evaluated (--peer), not used"
+            )
         stages = stages or Stages()
         K = self._num_hypotheses(settings)
         sampler, steps = sampling.usual(self.transformer)
@@ -246,7 +254,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
             evidence = self.encode(observation, use_tokens=settings.use_tokens, cache=cache)
             prepared = denoiser.prepare(self.transformer, evidence, self.regressor)
         with stages.stage("sampling") as progress:
-            ctrl = _on_tracks(self._sample(prepared, seeds, table, progress), observation)
+            ctrl = self._sample(prepared, seeds, table, progress)
+            ctrl = _on_tracks(ctrl, observation, None if self.deterministic else seeds)
         hypotheses = Hypotheses(
             control_points=ctrl.float().cpu(),
             knots=splines.knot_vector(ctrl.shape[-2]),
@@ -360,9 +369,9 @@ def preprocessing_of(encoder: Encoder) -> str:
 
 
 def _on_tracks(
-    ctrl: Float[Tensor, "K N M 3"], observation: Observation
+    ctrl: Float[Tensor, "K N M 3"], observation: Observation, seeds: list[int] | None
 ) -> Float[Tensor, "K N M 3"]:
-    """Snap to the tracks; scale so that the median depth of the anchor frame is 1.
+    """Snap to the tracks, each hypothesis with its own doubts; scale so that the median depth of the anchor frame is 1.
 
     Where tracks are faster than the sampled splines can follow, every span is halved first: the same curves, with
     more room for the snap.
@@ -375,6 +384,9 @@ def _on_tracks(
     fine = BSpline.clamped(ctrl).halved().ctrl
     if misfit(pixels, seen, u, ctrl.shape[-2]) > TOO_FAST and fine.shape[-2] < len(u):
         ctrl = fine
+    if seeds is not None:
+        pixel = min(tracks.size) / REFERENCE_SIDE / observation.intrinsics[:2].mean().item()
+        rays = doubted(rays, pixel, seeds)
     ctrl = snap(ctrl, rays, seen, u)
     # Clamped splines start at their first control point.
     return ctrl / ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]

@@ -22,27 +22,35 @@ from diffusion4d.errors import UserError
 from diffusion4d.noise import Factors
 from samplers import grids, tables
 from samplers.noise import Noise, SeededNoise
+from samplers.schedules import Schedule
 from samplers.solve import solve
 
-SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m"]
+SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m", "euler"]
 
 RESIDUAL_VARIANCE = 1.0
 """What is diffused is whitened. Without this, 8 ancestral steps of an untrained network keep .79 of the deviation."""
 
 NUM_STEPS = 8
+RECTIFIED_STEPS = 4
+"""Of Euler's method on the straight path, where a network was trained on that."""
 
 CHUNK_TOKENS = 4096
 """Trajectories (hypotheses x points) that go through the network at once."""
 
 
 def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
-    """Sampler and steps unless others are asked for: those a network was trained through, else 8 ancestral ones."""
+    """Sampler and steps unless others are asked for: those a network was trained through, else 8 ancestral ones.
+
+    On the rectified path it is 4 steps of Euler's method.
+    """
+    if network.config["path"] == "rectified":
+        return "euler", RECTIFIED_STEPS
     steps = network.config["trained_steps"]
     return ("ancestral", NUM_STEPS) if steps is None else ("angular", steps)
 
 
-def table_for(name: SamplerName, num_steps: int) -> tables.Table:
-    """The sampler's table on the schedule the network was trained with.
+def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) -> tables.Table:
+    """The sampler's table on the schedule the network was trained with (`denoiser.path_of`).
 
     Raises:
         UserError: an unknown sampler, or fewer than one step.
@@ -52,13 +60,15 @@ def table_for(name: SamplerName, num_steps: int) -> tables.Table:
     grid = grids.uniform(num_steps)
     match name:
         case "angular":
-            return tables.angular(SCHEDULE, grid)
+            return tables.angular(schedule, grid)
         case "ancestral":
-            return tables.ancestral(SCHEDULE, grid, data_variance=RESIDUAL_VARIANCE)
+            return tables.ancestral(schedule, grid, data_variance=RESIDUAL_VARIANCE)
         case "ddim":
-            return tables.ddim(SCHEDULE, grid)
+            return tables.ddim(schedule, grid)
         case "dpmpp_2m":
-            return tables.dpmpp_2m(SCHEDULE, grid)
+            return tables.dpmpp_2m(schedule, grid)
+        case "euler":
+            return tables.euler(schedule, grid)
     raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")
 
 

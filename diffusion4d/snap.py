@@ -8,14 +8,23 @@ X(u) = y(u) Z(u). So the lateral control points nearest to the sampled ones that
 one small linear system a trajectory (the mean of a Gaussian posterior). D is the first difference: the
 correction is held where nothing was seen, so what was hidden stays as sampled, up to an offset. Depths are not touched.
 
+Trackers err, and by how much is known only roughly. So every hypothesis is snapped to the tracks as they may have
+been: y plus errors of the kind and size that trackers make (`doubted`). In a linear Gaussian model
+that is exact: samples of the prior, each moved to data with fresh errors, are samples of the posterior (randomise, then
+optimise: Bardsley et al. 2014). One answer that stands for all is snapped to y itself.
+
 Shape letters:  K hypotheses   N points   M control points   T frames.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d import splines
+from samplers.noise import SeededNoise
 
 RIDGE = 0.01
 """Variance of the track noise over that of a sample's lateral steps from control point to control point."""
@@ -23,43 +32,73 @@ RIDGE = 0.01
 NEAREST = 0.01
 """Depths (scene units) below this weigh no more than this one."""
 
+JITTER, DRIFT = (0.05, 0.8), (0.01, 0.25)
+"""Errors of trackers, px a frame at a shorter side of 256 px: independent ones, and the steps of a random walk."""
+
 NEVER = 1e-3
 """A point with less visibility than this, summed over the frames, was never seen."""
 
 
 def snap(
     ctrl: Float[Tensor, "K N M 3"],
-    rays: Float[Tensor, "N T 2"],
+    rays: Float[Tensor, "*K N T 2"],
     visibility: Float[Tensor, "N T"],
     u: Float[Tensor, "T"],
     *,
     degree: int = 3,
+    multiplicity: int = 1,
     ridge: float = RIDGE,
 ) -> Float[Tensor, "K N M 3"]:
     """Move lateral control points so that the hypotheses project onto the tracks where these were seen.
 
     Args:
         ctrl: camera frame, scene units.
-        rays: observed tracks in normalised image coordinates.
+        rays: observed tracks in normalised image coordinates, the same for all hypotheses or one set for each.
         visibility: in [0, 1]; 0 leaves an instant out.
     """
     # A point that was never seen has nothing to be moved to. It has a place in the batch, so its system must be
     # regular, and its answer is not used.
     seen = visibility.sum(-1) > NEVER
     weights = torch.where(seen[:, None], visibility, 1)
-    depth = (ctrl[..., 2] @ splines.basis_matrix(u, ctrl.shape[-2], degree).mT).clamp_min(NEAREST)
+    basis_TM = splines.basis_matrix(u, ctrl.shape[-2], degree, multiplicity)
+    depth = (ctrl[..., 2] @ basis_TM.mT).clamp_min(NEAREST)
     lateral = splines.fit(
         rays * depth[..., None],
         u,
         ctrl.shape[-2],
         weights=weights / depth.square(),
         degree=degree,
+        multiplicity=multiplicity,
         ridge=ridge,
         penalty_order=1,
         prior=ctrl[..., :2],
     )
     lateral = torch.where(seen[:, None, None], lateral, ctrl[..., :2])
     return torch.cat([lateral, ctrl[..., 2:]], -1)
+
+
+def doubted(
+    rays: Float[Tensor, "N T 2"], pixel: float, seeds: Sequence[int]
+) -> Float[Tensor, "K N T 2"]:
+    """Tracks as each hypothesis takes them, with an error in every frame and a drift from the anchor frame on.
+
+    Args:
+        pixel: the size in normalised image coordinates of a pixel of an image whose shorter side is 256 px.
+        seeds: of the hypotheses; each draws how good its tracker was, and what it did.
+    """
+    N, T, _ = rays.shape
+    # Beside the seeds of the diffusion noise, which are below 2^32.
+    white = SeededNoise([seed + 2**32 for seed in seeds], (N, T, 5)).initial().to(rays)
+    # One more normal number a hypothesis, as a place on the log-uniform scale.
+    place = torch.special.ndtr(white[:, 0, 0, 4])[:, None, None, None]
+    jitter, drift = (
+        pixel * torch.exp(place * float(np.log(high / low)) + float(np.log(low)))
+        for low, high in (JITTER, DRIFT)
+    )
+    # The anchor frame is where the point was asked for: there is nothing to doubt.
+    later = (torch.arange(T) > 0).to(rays)[:, None]
+    walk = (later * white[..., 2:4]).cumsum(2)
+    return rays + later * jitter * white[..., :2] + drift * walk
 
 
 def misfit(

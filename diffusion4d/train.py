@@ -62,6 +62,7 @@ def draw_example(
         "num_ctrl": config.network.num_ctrl,
         "num_points": config.optimisation.points,
         "dropout": config.dropout,
+        "multiplicity": config.network.multiplicity,
     }
     batch = config.optimisation.batch
     if imaged and torch.rand((), generator=generator) < config.image_share:
@@ -81,6 +82,7 @@ def calibration_example(config: Train, worlds: Worlds) -> Example:
         num_ctrl=config.network.num_ctrl,
         num_points=config.optimisation.points,
         dropout=config.dropout,
+        multiplicity=config.network.multiplicity,
     )
 
 
@@ -130,7 +132,8 @@ def fit_whitening(
             anchor = denoiser.regress(regressor, example.evidence)
         residual = anchor.encode(coordinates.encode(example.ctrl, example.evidence))
     fitted = dataclasses.asdict(coordinates)
-    if output_of(config) != "velocity":
+    if output_of(config) != "velocity" or config.network.path == "rectified":
+        # The setting that the rectified path is kept for starts from white noise.
         return fitted, None
     return fitted, dataclasses.asdict(PointNoise.fit(residual, example.evidence))
 

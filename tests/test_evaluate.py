@@ -17,6 +17,7 @@ from diffusion4d.evaluation import command, summary
 from diffusion4d.evaluation.cases import SUBSETS, Case, world_clips
 from diffusion4d.evaluation.methods import Model, head_samples
 from diffusion4d.evaluation.scores import EDGES, Scored, score
+from diffusion4d.sampling import NUM_STEPS
 
 POINTS = 12
 
@@ -121,6 +122,8 @@ def test_means_ratios_and_their_intervals():
     assert unpaired["value"] == pytest.approx(values.mean() / 2)
     assert unpaired["typical"] == pytest.approx(np.median(values) / 2)
     assert "energy score / Gaussian head's" not in ratios
+    # Of means, not the mean of ratios.
+    assert summary.ratio_with_interval([1.0, 3.0], [1.0, 1.0])["ratio"] == 2
 
 
 def test_the_strongest_twin_is_the_one_that_counts():
@@ -204,19 +207,20 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
         **models,
         l1_twin=models["twin"],
         peer=models["model"],
+        sampler="ancestral",
         out=tmp_path / "new" / "scores",
         scenes=3,
         fitting_scenes=2,
         points=POINTS,
-        steps=2,
+        pool_points=20,
         sweep=(1,),
         sweep_clips=2,
     )
     result = evaluation.run(config)
     assert json.loads((config.out / "scores.json").read_text()) == result
     assert asked[0].first_seed == 2**31
-    assert asked[0].points == POINTS
-    answers = {"l2 twin", "l1 twin", "regressor", "flat lift"}
+    assert (asked[0].points, asked[0].splits) == (20, ("held-out",))
+    answers = {"l2 twin", "l1 twin", "regressor", "trajectory basis", "flat lift"}
     assert fitted == [2] * len(answers)
     samplers = {"samples", "samples@1", "gaussian head", "gaussian head, joint", "peer setting"}
     dressed = {f"dressed {name}" for name in answers}
@@ -230,7 +234,8 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     table = result["scores"]
     assert table["peer setting"] == table["samples"]
     assert table["l1 twin"] == table["l2 twin"]
-    assert set(result["steps"]["all"]) == {"1", "2"}
+    assert set(result["steps"]["all"]) == {"1", str(NUM_STEPS)}
+    assert result["steps_taken"] == NUM_STEPS
     assert result["ratios"]["energy score / peer setting's"]["all"]["value"] == 1
     written = {path.name for path in config.out.iterdir()}
     pictures = {"calibration.png", "ranks.png", "spread.png", "steps.png", "energy.png"}

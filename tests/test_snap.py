@@ -1,11 +1,13 @@
 """Snapping hypotheses to the tracks."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion4d import splines
-from diffusion4d.snap import misfit, snap
+from diffusion4d.snap import DRIFT, JITTER, doubted, misfit, snap
 
 F64 = torch.float64
 K, N, M, T = 3, 4, 8, 25
@@ -130,3 +132,29 @@ def test_misfit_says_how_far_splines_pass_by_what_was_seen():
     jump[:, 10:] += 5
     assert misfit(100 * jump, hidden, U, M) < 0.1
     assert misfit(jump, torch.zeros_like(seen), U, M) == 0
+
+
+def test_doubts_have_the_trackers_size_and_spare_the_anchor_frame():
+    seeds = list(range(4000))
+    rays = torch.zeros(1, 9, 2, dtype=F64)
+    error = doubted(rays, 0.01, seeds) / 0.01
+    assert (error[:, :, 0] == 0).all()
+
+    def mean_square(low: float, high: float) -> float:
+        """E s^2 of a log-uniform s."""
+        return (high**2 - low**2) / (2 * math.log(high / low))
+
+    frames = torch.arange(1, 9, dtype=F64)
+    expected = mean_square(*JITTER) + mean_square(*DRIFT) * frames
+    found = error[:, 0, 1:].square().mean((0, 2))
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)
+    # One hypothesis is the same whichever others there are.
+    assert torch.equal(doubted(rays, 0.01, seeds[5:6])[0], doubted(rays, 0.01, seeds[:9])[5])
+
+
+def test_every_hypothesis_may_have_its_own_tracks():
+    ctrl, seen = sampled(), torch.ones(N, T, dtype=F64)
+    both = torch.stack([tracks(), tracks() + 0.1])
+    snapped = snap(ctrl[:2], both, seen, U)
+    for k in range(2):
+        torch.testing.assert_close(snapped[k : k + 1], snap(ctrl[k : k + 1], both[k], seen, U))

@@ -18,7 +18,9 @@ from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rend
 from diffusion4d.train_encoder import Objective, fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
-from priors.pointmaps import load_pointmapper
+from priors.heads import HEAD_FILE
+from priors.pointmaps import depth_errors, load_pointmapper
+from priors.tiny import TINY_FOLDER
 from priors.tokens import TokenGrid
 
 
@@ -179,3 +181,25 @@ def test_packaged_encoder_finds_points_in_worlds_it_has_not_seen(
                 close[name].append((found - pixels[b, both, 1]).norm(dim=-1) < 8)
     raw, tiny = (torch.cat(close[name]).float().mean() for name in ("raw", "tiny"))
     assert tiny > raw + 0.1
+
+
+@pytest.mark.skipif(
+    not (TINY_FOLDER / HEAD_FILE).is_file(), reason="the packaged encoder has no pointmap head"
+)
+def test_packaged_head_tells_depth_in_worlds_it_has_not_seen(
+    held_out: list[RenderedWorlds],
+) -> None:
+    """Closer than one depth for the whole image, on average over key frames."""
+    mapper = load_pointmapper("tiny")
+    errors = {"head": [], "flat": []}
+    for clips in held_out:
+        for images, depth in zip(clips.images, clips.depth.float(), strict=True):
+            truth = depth.log()
+            guess = mapper.log_depth(images)
+            fine = torch.nn.functional.interpolate(
+                guess[:, None], size=truth.shape[-2:], mode="bilinear", align_corners=False
+            )[:, 0]
+            for name, found in (("head", fine), ("flat", torch.zeros_like(truth))):
+                errors[name].append(depth_errors(found, truth, truth.isfinite())["abs_rel"])
+    head, flat = (torch.cat(errors[name]).nanmean() for name in ("head", "flat"))
+    assert head < 0.9 * flat

@@ -18,10 +18,12 @@ from diffusion4d import cameras, splines
 from diffusion4d.config import Dropout
 from diffusion4d.evaluation.clips import TrueClip
 from diffusion4d.evidence import Evidence, observe_tracks
+from diffusion4d.hypotheses import REFERENCE_SIDE
+from diffusion4d.sampling import seeds_from
 from diffusion4d.scenes.batches import draw
 from diffusion4d.scenes.pool import Worlds
 from diffusion4d.scenes.rendered import RenderedWorlds
-from diffusion4d.snap import snap
+from diffusion4d.snap import doubted, snap
 
 SUBSETS = ("all", "visible", "occluded", "moving")
 
@@ -67,7 +69,7 @@ class Case:
         """Observed tracks in normalised image coordinates."""
         return cameras.normalise(self.clip.tracks, self.intrinsics)
 
-    def evidence(self, num_ctrl: int) -> Evidence:
+    def evidence(self, num_ctrl: int, multiplicity: int = 1) -> Evidence:
         """The tracks as a network takes them."""
         clip = self.clip
         return observe_tracks(
@@ -78,12 +80,23 @@ class Case:
             clip.u,
             num_ctrl,
             focal_known=torch.tensor([float(clip.focal_known)]),
+            multiplicity=multiplicity,
         )
 
-    def trajectories(self, ctrl: Float[Tensor, "K N M 3"]) -> Float[Tensor, "K N T 3"]:
-        """Snap control points to the tracks, scale them, and decode: the same for every method."""
-        ctrl = snap(ctrl, self.rays, self.clip.visibility, self.clip.u)
-        return self.scaled(splines.basis_matrix(self.clip.u, ctrl.shape[-2]) @ ctrl)
+    def trajectories(
+        self, ctrl: Float[Tensor, "K N M 3"], multiplicity: int = 1
+    ) -> Float[Tensor, "K N T 3"]:
+        """Snap control points to the tracks, decode, and scale: the same for every method.
+
+        Of several samples each has its own doubts about the tracks; one answer has none.
+        """
+        u, rays = self.clip.u, self.rays
+        if len(ctrl) > 1:
+            pixel = min(self.clip.size) / REFERENCE_SIDE / self.intrinsics[:2].mean().item()
+            rays = doubted(rays, pixel, seeds_from(self.seed, len(ctrl)))
+        ctrl = snap(ctrl, rays, self.clip.visibility, u, multiplicity=multiplicity)
+        basis_TM = splines.basis_matrix(u, ctrl.shape[-2], multiplicity=multiplicity)
+        return self.scaled(basis_TM @ ctrl)
 
     def scaled(self, points: Float[Tensor, "K N T 3"]) -> Float[Tensor, "K N T 3"]:
         """Put the median anchor depth at 1."""

@@ -1,16 +1,18 @@
 """The evaluation from a configuration to files.
 
-Dressings are fitted on clips other than those that are scored: on further worlds of the pool, or, for a folder of
-clips, on the other half of the folder (two folds, so that every clip is scored once). Every clip has a seed of its own,
-so any share of the evaluation can be run again alone.
+Dressings are fitted on clips other than those that are scored: on further worlds of the pool, or, where there are not
+enough, on the other half of what there is (two folds, so that every clip is scored once). Every clip has a seed of its
+own, so any share of the evaluation can be run again alone.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffusion4d import baselines
@@ -19,12 +21,13 @@ from diffusion4d.baselines import Dressing
 from diffusion4d.config import Evaluate, PoolSpec
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation import plots, summary
-from diffusion4d.evaluation.cases import Case, world_clips
+from diffusion4d.evaluation.cases import Case, rendered_clips, world_clips
 from diffusion4d.evaluation.clips import TrueClip, clip_files, read_clips, write_clips
 from diffusion4d.evaluation.methods import Answers, Models, dressed
 from diffusion4d.evaluation.report import markdown
 from diffusion4d.evaluation.scores import Scored, score
 from diffusion4d.scenes.pool import HELD_OUT, draw_pool, load_pool
+from diffusion4d.scenes.rendered import load_rendered
 from diffusion4d.stages import bars_with_notes
 
 Report = Callable[[str], None]
@@ -61,7 +64,7 @@ def run(config: Evaluate) -> dict[str, Any]:
                 swept = len(rows) < config.sweep_clips
                 rows.append(score_all(models, dressings, case, swept=swept))
                 bars.advance(bar)
-    result = summarise(rows, config, fits)
+    result = summarise(rows, config, fits, models.steps)
     config.out.mkdir(parents=True, exist_ok=True)
     with replace_when_done(config.out / "scores.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
@@ -75,26 +78,65 @@ def folds_of(config: Evaluate, bars: Any) -> list[Fold]:
     """Where the clips come from.
 
     Raises:
-        UserError: a folder of fewer than two clips.
+        UserError: two sources at once, or fewer than two clips.
     """
-    if config.clips is None:
-        return [pool_fold(config, bars)]
-    files = clip_files(config.clips)[: config.scenes]
-    if len(files) < 2:
-        raise UserError(f"need at least two clips in {config.clips}, got {len(files)}")
+    if config.clips is not None and config.rendered is not None:
+        raise UserError("need a folder of clips or of rendered worlds, got both")
+    if config.clips is not None:
+        files = clip_files(config.clips)
 
-    def reader(chosen: Sequence[Path]) -> Callable[[], Iterator[TrueClip]]:
-        return lambda: read_clips(
-            list(chosen),
-            num_points=config.points,
-            max_frames=config.max_frames,
-            with_images=config.tokens != "none",
-        )
+        def take(chosen: Sequence[int]) -> Iterator[TrueClip]:
+            return read_clips(
+                [files[i] for i in chosen],
+                num_points=config.points,
+                max_frames=config.max_frames,
+                with_images=config.tokens != "none",
+            )
 
-    halves = files[::2], files[1::2]
+        # A user's clips are few: all of them are scored.
+        return halves(min(len(files), config.scenes), take)
+    if config.rendered is not None:
+        return rendered_folds(config, config.rendered)
+    return [pool_fold(config, bars)]
+
+
+def halves(count: int, take: Callable[[Sequence[int]], Iterator[TrueClip]]) -> list[Fold]:
+    """Every clip is scored, with dressings fitted on the half it is not in.
+
+    Raises:
+        UserError: fewer than two clips.
+    """
+    if count < 2:
+        raise UserError(f"need at least two clips, to fit on one and score the other, got {count}")
+    even, odd = range(0, count, 2), range(1, count, 2)
     return [
-        Fold(reader(other), reader(half), len(other), len(half))
-        for half, other in (halves, halves[::-1])
+        Fold(functools.partial(take, other), functools.partial(take, half), len(other), len(half))
+        for half, other in ((even, odd), (odd, even))
+    ]
+
+
+def rendered_folds(config: Evaluate, folder: Path) -> list[Fold]:
+    """The rendered worlds of a folder, in a fixed random order: shards keep worlds of one image shape together."""
+    stacks = load_rendered(sorted(folder.glob("*.safetensors")))
+    places = [(stack, i) for stack in stacks for i in range(len(stack))]
+    order = np.random.default_rng(0).permutation(len(places))
+
+    def take(chosen: Sequence[int]) -> Iterator[TrueClip]:
+        for i in chosen:
+            stack, place = places[order[i]]
+            yield from rendered_clips([stack.take(torch.tensor([place]))], config.points, first=i)
+
+    wanted = config.scenes + config.fitting_scenes
+    if len(places) < wanted:
+        return halves(min(len(places), config.scenes), take)
+    scored, fitting = range(config.scenes), range(config.scenes, wanted)
+    return [
+        Fold(
+            functools.partial(take, fitting),
+            functools.partial(take, scored),
+            len(fitting),
+            len(scored),
+        )
     ]
 
 
@@ -103,8 +145,11 @@ def pool_fold(config: Evaluate, bars: Any) -> Fold:
     bar = bars.add_task("worlds", note="")
     spec = PoolSpec(
         worlds=config.scenes + config.fitting_scenes,
-        points=config.points,
+        points=config.pool_points,
         first_seed=HELD_OUT + config.first_world,
+        pack=config.pack,
+        splits=config.splits,
+        actors_only=config.actors_only,
     )
     paths = draw_pool(
         config.pool,
@@ -157,19 +202,20 @@ def score_all(
 
 
 def summarise(
-    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]]
+    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]], steps: int
 ) -> dict[str, Any]:
-    """All that is written."""
+    """All that is written. `steps` is what the sampler took."""
     # Paths and tuples as JSON has them, so that what is returned is what is read back.
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     names = summary.stand_ins(rows)
     return {
         "settings": settings,
         "clips": len(rows),
+        "steps_taken": steps,
         "stands_for": {name: names[name] for name in ("twin", "dressed twin") if name in names},
         "dressings": [{name: dataclasses.asdict(d) for name, d in fit.items()} for fit in fits],
         "ratios": summary.ratios(rows),
-        "steps": summary.steps_curve(rows, config.steps),
+        "steps": summary.steps_curve(rows, steps),
         "scores": summary.table(rows),
         "spread_against_error": summary.spread_against_error(rows),
     }

@@ -30,10 +30,12 @@ from diffusion4d.config import Evaluate
 from diffusion4d.denoiser import Anchor, ClipDenoiser
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.cases import Case
+from diffusion4d.evaluation.trajectory_basis import trajectory_basis
 from diffusion4d.evidence import Evidence, Tokens
 from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import Factors
 from diffusion4d.pipeline import NUM_KEY_FRAMES, Diffusion4DPipeline
+from diffusion4d.sampling import SamplerName
 from priors.dinov3 import Encoder, load_encoder
 from priors.tokens import TokenGrid
 
@@ -65,9 +67,14 @@ class Model:
         pipe.use_encoder(name)
         return cls(pipe, load_encoder(name))
 
+    @property
+    def multiplicity(self) -> int:
+        """Of the interior knots of its splines."""
+        return self.pipe.transformer.config["multiplicity"]
+
     def evidence(self, case: Case, grid: TokenGrid | None) -> Evidence:
         """The case as this model's networks take it."""
-        evidence = case.evidence(self.pipe.transformer.config["num_ctrl"])
+        evidence = case.evidence(self.pipe.transformer.config["num_ctrl"], self.multiplicity)
         if self.encoder is None or grid is None:
             return evidence
         frames = pictured(case)
@@ -107,14 +114,14 @@ def encode(case: Case, encoder: Encoder | None) -> TokenGrid | None:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Everything that is scored."""
+    """Everything that is scored. steps and name: how the sampler is run; sweep: further numbers of steps."""
 
     sampler: Model
     twins: dict[str, Model]
     peer: Model | None
     steps: int
     sweep: tuple[int, ...]
-    table: sampling.SamplerName
+    name: SamplerName
     bf16: bool
 
     @classmethod
@@ -140,8 +147,16 @@ class Models:
                     f"need a model that gives {'one answer' if wanted else 'samples'} as {name}, "
                     f"got one that gives {kind}"
                 )
-        bf16 = config.sampling_precision == "bf16"
-        return cls(sampler, twins, peer, config.steps, config.sweep, config.sampler, bf16)
+        name, steps = sampling.usual(sampler.pipe.transformer)
+        return cls(
+            sampler,
+            twins,
+            peer,
+            steps if config.steps is None else config.steps,
+            config.sweep,
+            config.sampler or name,
+            config.sampling_precision == "bf16",
+        )
 
     def grids(self, case: Case) -> dict[str, TokenGrid | None]:
         """Tokens of a case, by the fingerprint of each encoder there is among the models."""
@@ -155,15 +170,19 @@ class Models:
         found: Answers = {}
         for name, twin in self.twins.items():
             ctrl = sampling.answer(twin.prepared(case, _grid(twin, grids)))
-            found[name] = case.trajectories(ctrl)
+            found[name] = case.trajectories(ctrl, twin.multiplicity)
         model = self.sampler
         evidence = model.evidence(case, _grid(model, grids))
         if model.pipe.regressor is not None:
             anchor = denoiser.regress(model.pipe.regressor, evidence)
             coordinates = denoiser.coordinates_of(model.pipe.regressor)
             ctrl = coordinates.decode(anchor.mean[:, None], evidence).squeeze(0)
-            found["regressor"] = case.trajectories(ctrl)
-        found["flat lift"] = case.trajectories(baselines.flat_lift(evidence))
+            found["regressor"] = case.trajectories(ctrl, model.multiplicity)
+        # These need no network, so they need none of its settings but the number of control points.
+        num_ctrl = evidence.ctrl.shape[-2]
+        found["trajectory basis"] = case.trajectories(trajectory_basis(case, num_ctrl))
+        flat = baselines.flat_lift(evidence)
+        found["flat lift"] = case.trajectories(flat, model.multiplicity)
         return found
 
     @torch.no_grad()
@@ -171,27 +190,32 @@ class Models:
         """Samples of the sampler at its usual number of steps, of its Gaussian head, of the peer; and, where `swept`,
         of the sampler at other numbers of steps."""
         clip = self.sampler.prepared(case, _grid(self.sampler, grids))
-        found = {"samples": self._sampled(clip, case, self.steps, CALIBRATION_DRAWS)}
+        found = {"samples": self._sampled(clip, case, self.name, self.steps, CALIBRATION_DRAWS)}
         if clip.anchor is not None:
             for name, factors in (
                 ("gaussian head", _without_neighbours(clip.factors)),
                 ("gaussian head, joint", clip.factors),
             ):
-                found[name] = case.trajectories(head_samples(clip, clip.anchor, factors, case.seed))
+                head = head_samples(clip, clip.anchor, factors, case.seed)
+                found[name] = case.trajectories(head, self.sampler.multiplicity)
         if self.peer is not None:
             prepared = self.peer.prepared(case, _grid(self.peer, grids))
-            found["peer setting"] = self._sampled(prepared, case, self.steps, CALIBRATION_DRAWS)
+            name, steps = sampling.usual(self.peer.pipe.transformer)
+            found["peer setting"] = self._sampled(prepared, case, name, steps, CALIBRATION_DRAWS)
         for steps in self.sweep if swept else ():
             if steps != self.steps:
-                found[f"samples@{steps}"] = self._sampled(clip, case, steps, NUM_SCORED)
+                found[f"samples@{steps}"] = self._sampled(clip, case, self.name, steps, NUM_SCORED)
         return found
 
-    def _sampled(self, clip: ClipDenoiser, case: Case, steps: int, count: int) -> Tensor:
+    def _sampled(
+        self, clip: ClipDenoiser, case: Case, name: SamplerName, steps: int, count: int
+    ) -> Tensor:
         """The one place where a sampler is run."""
-        table = sampling.table_for(self.table, steps)
+        schedule, _ = denoiser.path_of(clip.network)
+        table = sampling.table_for(name, steps, schedule)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             ctrl = sampling.sample(clip, sampling.seeds_from(case.seed, count), table)
-        return case.trajectories(ctrl.float())
+        return case.trajectories(ctrl.float(), clip.network.config["multiplicity"])
 
 
 def head_samples(

@@ -88,8 +88,9 @@ def draw(
     num_points: int,
     dropout: Dropout,
     augment: bool = True,
+    multiplicity: int = 1,
 ) -> Example:
-    """One batch from a stack of worlds."""
+    """One batch from a stack of worlds; `multiplicity` is of the splines' interior knots."""
     worlds = view(worlds, generator, num_points=num_points, augment=augment)
     points, visible = worlds.points, worlds.visible
     B, _, T, _ = points.shape
@@ -113,9 +114,18 @@ def draw(
     visibility[..., 1:] = visibility[..., 1:] * ~without_tracks[:, None, None]
     u = torch.linspace(0, 1, T)
     evidence = observe_tracks(
-        tracks, visibility, intrinsics, worlds.size, u, num_ctrl, focal_known=known.float()
+        tracks,
+        visibility,
+        intrinsics,
+        worlds.size,
+        u,
+        num_ctrl,
+        focal_known=known.float(),
+        multiplicity=multiplicity,
     )
-    ctrl = splines.fit(points, u, num_ctrl, ridge=CTRL_RIDGE, penalty_order=2)
+    ctrl = splines.fit(
+        points, u, num_ctrl, multiplicity=multiplicity, ridge=CTRL_RIDGE, penalty_order=2
+    )
     return Example(
         evidence, ctrl, points, visible, worlds.moving, tracks, visibility, intrinsics, u
     )

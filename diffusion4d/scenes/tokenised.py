@@ -92,6 +92,7 @@ def draw_with_tokens(
     num_ctrl: int,
     num_points: int,
     dropout: Dropout,
+    multiplicity: int = 1,
 ) -> Example:
     """One batch from one stack, chosen by size. Pictures are not mirrored or turned, so neither are tracks."""
     sizes = torch.tensor([float(len(stack)) for stack in stacks])
@@ -104,6 +105,7 @@ def draw_with_tokens(
         num_points=num_points,
         dropout=dropout,
         augment=False,
+        multiplicity=multiplicity,
     )
     if torch.rand((), generator=generator) < dropout.tokens:
         return example

@@ -15,7 +15,8 @@ Lyche and Riesenfeld 1980), and for one new knot those of Boehm (1980). So one r
 evaluation, knot insertion, subdivision, Bézier extraction and degree elevation.
 
 Clamped uniform knots repeat each end P + 1 times, and the knots between are simple and equidistant:
-p(0) = c_0, p(1) = c_{M−1}, and the curve is C^{P−1}.
+p(0) = c_0, p(1) = c_{M−1}, and the curve is C^{P−1}. Where each knot between is repeated μ times it is
+C^{P−μ}; with μ = P it is Bézier pieces that share their ends.
 
 Shape letters:  M control points   T instants u   P degree
 """
@@ -25,20 +26,31 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 
-def knot_vector(num_ctrl: int, degree: int = 3) -> Float64[Tensor, "knots"]:
+def knot_vector(num_ctrl: int, degree: int = 3, multiplicity: int = 1) -> Float64[Tensor, "knots"]:
     """Clamped uniform knots on [0, 1], `[num_ctrl + degree + 1]`, float64.
 
+    Args:
+        multiplicity: μ ≤ degree, how often each interior knot is repeated.
+
     Raises:
-        ValueError: `degree` is negative, or `num_ctrl` is not above it.
+        ValueError: `degree` is negative, `num_ctrl` is not above it, or the interior knots cannot be
+            repeated so often.
     """
     if degree < 0 or num_ctrl <= degree:
         raise ValueError(
             f"need degree >= 0 and num_ctrl > degree, got num_ctrl={num_ctrl}, degree={degree}"
         )
-    num_spans = num_ctrl - degree
+    inner = num_ctrl - degree - 1
+    if not 1 <= multiplicity <= max(degree, 1) or inner % multiplicity:
+        raise ValueError(
+            f"need 1 <= multiplicity <= degree={degree}, and {inner} interior knots to be a "
+            f"multiple of it, got {multiplicity}"
+        )
+    num_spans = inner // multiplicity + 1
     # Dividing integers, unlike linspace, gives the float64 nearest to each i / num_spans.
     breaks = torch.arange(num_spans + 1, dtype=torch.float64) / num_spans
-    return torch.cat([breaks.new_zeros(degree), breaks, breaks.new_ones(degree)])
+    repeated = breaks[1:-1].repeat_interleave(multiplicity)
+    return torch.cat([breaks.new_zeros(degree + 1), repeated, breaks.new_ones(degree + 1)])
 
 
 def greville(num_ctrl: int, degree: int = 3) -> Float64[Tensor, "ctrl"]:
@@ -83,7 +95,7 @@ def check_domain(
 
 
 def basis_matrix(
-    u: Float[Tensor, "frames"], num_ctrl: int, degree: int = 3
+    u: Float[Tensor, "frames"], num_ctrl: int, degree: int = 3, multiplicity: int = 1
 ) -> Float[Tensor, "frames ctrl"]:
     """Clamped uniform basis `[T, M]` at u ∈ [0, 1]: positions are `basis_matrix(u, M) @ ctrl`.
 
@@ -92,7 +104,7 @@ def basis_matrix(
     Raises:
         ValueError: as `knot_vector` and `basis_functions`.
     """
-    return basis_functions(u, knot_vector(num_ctrl, degree), degree)
+    return basis_functions(u, knot_vector(num_ctrl, degree, multiplicity), degree)
 
 
 def derivative_matrix(

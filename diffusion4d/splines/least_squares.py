@@ -32,6 +32,7 @@ def fit(
     *,
     weights: Float[Tensor, "*batch frames"] | None = None,
     degree: int = 3,
+    multiplicity: int = 1,
     ridge: float = 0.0,
     penalty_order: int = 0,
     prior: Float[Tensor, "*batch ctrl dim"] | None = None,
@@ -41,6 +42,7 @@ def fit(
     Args:
         points: positions, in any unit; not read where the weight is 0, so they may be NaN there.
         u: clip time in [0, 1].
+        multiplicity: of the interior knots; a second difference is not taken across repeated ones.
         weights: w_t ≥ 0 per trajectory and instant, such as visibility; all 1 by default.
         ridge: λ ≥ 0, in units of weight.
         penalty_order: 0 holds the control points near the prior, 1 their first differences, 2 their
@@ -58,7 +60,7 @@ def fit(
         raise ValueError(f"need 0 <= penalty_order <= degree={degree}, got {penalty_order}")
     if prior is not None and prior.shape[-2] != num_ctrl:
         raise ValueError(f"need a prior of {num_ctrl} control points, got {prior.shape[-2]}")
-    basis_TM = basis_matrix(u.to(points.device, torch.float64), num_ctrl, degree)
+    basis_TM = basis_matrix(u.to(points.device, torch.float64), num_ctrl, degree, multiplicity)
     target = points.double()
 
     if weights is None:
@@ -73,7 +75,7 @@ def fit(
     moment = basis_TM.mT @ target
 
     if ridge > 0:
-        penalty_MM = ridge * _penalty(num_ctrl, degree, penalty_order).to(gram)
+        penalty_MM = ridge * _penalty(num_ctrl, degree, multiplicity, penalty_order).to(gram)
         gram = gram + penalty_MM
         if prior is not None:
             moment = moment + penalty_MM @ prior.double()
@@ -95,10 +97,13 @@ def _weighted_gram(
     )
 
 
-def _penalty(num_ctrl: int, degree: int, order: int) -> Float[Tensor, "ctrl ctrl"]:
+def _penalty(
+    num_ctrl: int, degree: int, multiplicity: int, order: int
+) -> Float[Tensor, "ctrl ctrl"]:
     """DᵀD, with D the differences of the given order, `[M − order, M]`."""
-    spacing = 1 / (num_ctrl - degree)
-    differences = spacing**order * derivative_matrix(knot_vector(num_ctrl, degree), degree, order)
+    knots = knot_vector(num_ctrl, degree, multiplicity)
+    spacing = 1 / (len(knots.unique()) - 1)
+    differences = spacing**order * derivative_matrix(knots, degree, order)
     return differences.mT @ differences
 
 

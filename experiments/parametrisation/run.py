@@ -34,7 +34,7 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import Dropout, PoolSpec
 from diffusion4d.denoiser import SCHEDULE
 from diffusion4d.dit import TrajectoryDiT
-from diffusion4d.evaluate import ratio_with_interval
+from diffusion4d.evaluation.summary import ratio_with_interval
 from diffusion4d.evidence import Evidence
 from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
