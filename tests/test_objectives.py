@@ -179,3 +179,22 @@ def some_clip(evidence):
         evidence,
         **{f: getattr(evidence, f)[:1] for f in ("ctrl", "weight", "log_focal", "focal_known")},
     )
+
+
+def test_marginal_score_of_samples_of_known_spread():
+    # Residuals N(0, 1) and samples of the same law: fair CRPS 1 / sqrt(pi); a point mass scores E|x| = sqrt(2 / pi).
+    evidence = some_evidence(64, N)
+    residual = torch.randn((64, 1, N, M, 3), generator=seeded(), dtype=torch.float64)
+    network = some_network()
+    clip = denoiser.prepare(network, evidence)
+    ctrl = clip.decode(residual).squeeze(1)
+    seen = torch.ones(64, N, 4)
+    example = Example(
+        evidence, ctrl, ctrl[..., :4, :], seen.bool(), seen[..., 0].bool(), seen[..., None].expand(-1, -1, -1, 2),
+        seen, torch.ones(64, 4), torch.linspace(0, 1, 4),
+    )  # fmt: skip
+    samples = torch.randn((64, 4, N, M, 3), generator=seeded(1), dtype=torch.float64)
+    score = objectives.marginal_score(clip, example, samples).item()
+    assert score == pytest.approx(math.pi**-0.5, abs=0.02)
+    nothing = objectives.marginal_score(clip, example, torch.zeros_like(samples)).item()
+    assert nothing == pytest.approx((2 / math.pi) ** 0.5, abs=0.02)
