@@ -17,8 +17,8 @@ Alet et al. 2025). A velocity network is right in the limit of many steps; this 
 The score of whole scenes hardly sees how points hang together, so linear functions of a scene are scored as well: every
 point's path, differences between neighbours (edge), steps in time and their second differences (jerk). And since what
 is large rules all of these, each number that is diffused is scored alone, in units of what the regressor expects of
-it (CRPS). Each term is proper, hence so is the sum: w, the units, the neighbours and what counts as hidden are functions
-of the evidence alone.
+it (CRPS). Each term is proper, hence so is the sum: w, the units, the neighbours and what counts as hidden are
+functions of the evidence alone.
 
 Shape letters:  B clips   J samples   N points   M control points   T frames   E edges.
 """
