@@ -1,6 +1,8 @@
 """Benchmarks of non-rigid structure from motion: readers on files in the three layouts, errors with known values."""
 
+import importlib.util
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +221,16 @@ def test_signs_are_the_best_of_all(truth: torch.Tensor) -> None:
     # What has one sign already keeps it.
     alike = truth + 0.1 * samples
     assert torch.equal(nonrigid.upright(alike), alike)
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    folder = Path(__file__).parent.parent / "experiments" / "nrsfm"
+    spec = importlib.util.spec_from_file_location("nrsfm_report", folder / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    results = json.loads((folder / "results.json").read_text())
+    readme = (folder / "README.md").read_text()
+    assert report.table(results) in readme
+    assert report.verdict(results) in readme
