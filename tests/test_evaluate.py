@@ -38,6 +38,7 @@ def test_a_world_is_what_it_is_alone():
     last = next(world_clips(worlds.take(torch.tensor([2])), POINTS, first=2))
     assert torch.equal(every[2].tracks, last.tracks)
     assert every[2].name == last.name == "world-000002"
+    assert Case.of(every[2]).seed == Case.of(last).seed != Case.of(every[1]).seed
     case = Case.of(every[0], 0)
     everything, visible, occluded, moving = case.masks
     assert torch.equal(everything, visible | occluded)

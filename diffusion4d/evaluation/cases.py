@@ -8,6 +8,7 @@ Shape letters:  K samples   N points   M control points   T frames   S subsets.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 
 import torch
@@ -46,8 +47,13 @@ class Case:
     masks: Bool[Tensor, "S N T"]
 
     @classmethod
-    def of(cls, clip: TrueClip, seed: int) -> "Case":
-        """Settle the camera, scale the truth, and divide it into subsets."""
+    def of(cls, clip: TrueClip, seed: int | None = None) -> "Case":
+        """Settle the camera, scale the truth, and divide it into subsets.
+
+        Without a seed it is a hash of the clip's name, so that a clip is the same case beside whichever others.
+        """
+        if seed is None:
+            seed = zlib.crc32(clip.name.encode())
         intrinsics = clip.intrinsics
         points = clip.points
         if not clip.focal_known:

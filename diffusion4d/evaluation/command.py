@@ -60,9 +60,8 @@ def run(config: Evaluate) -> dict[str, Any]:
             dressings = fit_dressings(models, fold.fitting(), lambda: bars.advance(bar))
             fits.append(dressings)
             for clip in fold.scored():
-                case = Case.of(clip, seed=len(rows))
                 swept = len(rows) < config.sweep_clips
-                rows.append(score_all(models, dressings, case, swept=swept))
+                rows.append(score_all(models, dressings, Case.of(clip), swept=swept))
                 bars.advance(bar)
     result = summarise(rows, config, fits, models.steps)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -178,8 +177,8 @@ def fit_dressings(
 ) -> dict[str, Dressing]:
     """Scales of the noise on each deterministic answer."""
     cases: dict[str, list[baselines.Case]] = {}
-    for index, clip in enumerate(clips):
-        case = Case.of(clip, seed=index)
+    for clip in clips:
+        case = Case.of(clip)
         for name, answer in models.answers(case, models.grids(case)).items():
             cases.setdefault(name, []).append((answer[0], case.truth, case.masks[0]))
         advance()
