@@ -5,10 +5,13 @@ import dataclasses
 import pytest
 import torch
 from models import simple_worlds
+from packs import small_pack
 from safetensors.torch import load_file, save_file
 
 from diffusion4d.config import PoolSpec
+from diffusion4d.data.pack import Pack
 from diffusion4d.scenes import pool
+from diffusion4d.scenes.world import ACTOR, generate
 
 SPEC = PoolSpec(worlds=4, points=6, frames=5, first_seed=3)
 
@@ -105,3 +108,43 @@ def test_shards_are_stacked_in_the_order_given(tmp_path):
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / name)
     together = pool.load_pool([tmp_path / "b", tmp_path / "a"])
     assert torch.equal(together.points, worlds.points)
+
+
+def test_a_pool_of_a_pack_shows_its_actors(tmp_path):
+    """Worlds are those that `generate` makes of the pack; the pack's draw is part of a shard's name."""
+    folder = small_pack(tmp_path / "pack", ("train", "held-out"))
+    spec = dataclasses.replace(SPEC, worlds=2, pack=folder, actors_only=True)
+    (path,) = pool.draw_pool(tmp_path / "pool", spec)
+    pack = Pack.open(folder)
+    assert path.name == f"3-6x5-v2-{pack.fingerprint}-actors.safetensors"
+    worlds = pool.load_pool([path])
+    for number in range(2):
+        drawn = generate(3 + number, num_points=6, num_frames=5, family=ACTOR, pack=pack)
+        assert drawn.family == ACTOR
+        assert torch.equal(worlds.points[number], torch.from_numpy(drawn.points).float())
+        assert torch.equal(worlds.moving[number], torch.from_numpy(drawn.moving))
+
+
+def test_names_of_shards_tell_packs_apart(tmp_path):
+    folder = small_pack(tmp_path / "pack", ("train", "held-out"))
+    some = dataclasses.replace(SPEC, pack=folder)
+    held = dataclasses.replace(some, splits=("held-out",))
+    only = dataclasses.replace(some, actors_only=True)
+    labels = [pool.Cast.of(spec).label for spec in (SPEC, some, held, only)]
+    assert len(set(labels)) == 4
+    assert labels[3] == f"{labels[1]}-actors"
+    (actor,) = pool.Cast.of(held).pack.actors
+    assert actor.split == "held-out"
+    small_pack(tmp_path / "pack", ("test",))
+    # Actors that take no part in the draw do not matter.
+    assert pool.Cast.of(some).label == labels[1]
+
+
+def test_a_pool_says_what_it_lacks(tmp_path):
+    with pytest.raises(ValueError, match="need a pack for worlds of actors only, got none"):
+        pool.Cast.of(dataclasses.replace(SPEC, actors_only=True))
+    with pytest.raises(FileNotFoundError, match="need a folder with a pack"):
+        pool.draw_pool(tmp_path, dataclasses.replace(SPEC, pack=tmp_path / "none"))
+    folder = small_pack(tmp_path / "pack")
+    with pytest.raises(ValueError, match=r"need a pack with actors of \('test',\)"):
+        pool.Cast.of(dataclasses.replace(SPEC, pack=folder, splits=("test",)))

@@ -64,7 +64,8 @@ class Animated:
     """How many bodies each skeleton gets."""
 
 
-Sampled = tuple[str, Float[Array, "T V 3"], float]
+Sampled = tuple[str, Float[Array, "_ V 3"], float]
+"""An animation's name, its positions (as many frames as it has) and how many frames are a second."""
 
 
 def mesh_actors(sources: Path, given: Animated) -> Iterator[tuple[Actor, list[Motion]]]:
