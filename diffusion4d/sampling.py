@@ -87,10 +87,11 @@ def seeds_from(seed: int, num_hypotheses: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class CorrelatedNoise:
-    """Seeded white noise with the covariance of a clip's residuals."""
+    """Seeded white noise with the covariance of a clip's residuals, times a temperature squared."""
 
     white: SeededNoise
     factors: Factors
+    temperature: float = 1.0
 
     def initial(self) -> Float[Tensor, "K N M 3"]:
         """The noise at t = 1."""
@@ -101,7 +102,8 @@ class CorrelatedNoise:
         return self._correlate(self.white.at(step))
 
     def _correlate(self, white: Tensor) -> Tensor:
-        return self.factors.correlate(white[None].to(self.factors.points)).squeeze(0)
+        white = self.temperature * white.to(self.factors.points)
+        return self.factors.correlate(white[None]).squeeze(0)
 
 
 @torch.no_grad()
@@ -127,7 +129,8 @@ def sample(
 
     parts = []
     for index, chosen in enumerate(chunks):
-        noise: Noise = CorrelatedNoise(SeededNoise(chosen, (N, M, 3)), clip.factors)
+        white = SeededNoise(chosen, (N, M, 3))
+        noise: Noise = CorrelatedNoise(white, clip.factors, clip.network.config["temperature"])
 
         def report(done: int, _: int, before: int = index * table.num_steps) -> None:
             if progress is not None:

@@ -70,3 +70,14 @@ def test_what_cannot_be_sampled_is_refused():
         sampling.seeds_from(-1, 4)
     with pytest.raises(UserError, match="at least 1 inference step, got 0"):
         sampling.table_for("ddim", 0)
+
+
+def test_temperature_scales_the_noise():
+    # A network that says v = 0 leaves angular steps where they began: at the noise.
+    depths = []
+    for temperature in (1.0, 2.0):
+        network = some_network(trained=False, temperature=temperature).float()
+        clip = denoiser.prepare(network, some_evidence(N=N, dtype=torch.float32))
+        ctrl = sampling.sample(clip, [1, 2], sampling.table_for("angular", 2))
+        depths.append(ctrl[..., 2].log())
+    torch.testing.assert_close(depths[1], 2 * depths[0], rtol=1e-3, atol=1e-4)
