@@ -53,11 +53,11 @@ class Settings:
     this far, in radii of the object (`travelled`). k: hypotheses a window. steps: denoiser evaluations each.
     """
 
-    fov: float = 55.0
+    fov: float = 15.0
     length: int = 32
     travel: float = 0.0
     k: int = 64
-    steps: int = 8
+    steps: int = 2
     seed: int = 0
 
 

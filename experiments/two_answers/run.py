@@ -60,8 +60,10 @@ class Settings:
     points: int = 24
     frames: int = 32
     samples: int = 32
-    steps: int = 8
-    sampler: SamplerName = "ancestral"
+    steps: int | None = None
+    """Denoiser evaluations a sample; the model's own number by default."""
+    sampler: SamplerName | None = None
+    """How the steps are taken; the model's own way by default."""
     first_world: int = FIRST_WORLD
 
 
@@ -204,6 +206,8 @@ def examine(
 ) -> tuple[dict[str, dict], dict[str, list[float]]]:
     """All methods on one scene, and what a picture of it shows."""
     clip = denoiser.prepare(pipe.transformer, case.example.evidence, pipe.regressor)
+    assert settings.sampler is not None
+    assert settings.steps is not None
     table = sampling.table_for(settings.sampler, settings.steps)
     ctrl = {"samples": sampling.sample(clip, sampling.seeds_from(index, settings.samples), table)}
     white = torch.randn(
@@ -224,6 +228,10 @@ def main(settings: Settings) -> dict:
     begun = time.process_time()
     pipe = Diffusion4DPipeline.from_pretrained(settings.model)
     twin = Diffusion4DPipeline.from_pretrained(settings.twin)
+    sampler, steps = sampling.usual(pipe.transformer)
+    settings = dataclasses.replace(
+        settings, sampler=settings.sampler or sampler, steps=settings.steps or steps
+    )
     results: dict = {"settings": {}, "kinds": {}, "pictures": {}}
     for kind in FAMILIES:
         rows, outcomes, odds, pictures = [], [], [], []
