@@ -29,7 +29,7 @@ from diffusion4d import Diffusion4DPipeline, read_clip
 from diffusion4d.scenes.video import write_video
 
 VIDEO = None
-HYPOTHESES, STEPS, POINTS = 16, 8, 96
+HYPOTHESES, POINTS = 16, 96
 
 video = VIDEO or Path(tempfile.mkdtemp()) / "world.mp4"
 if VIDEO is None:
@@ -46,7 +46,7 @@ print(f"{clip.T} frames of {clip.size[1]} x {clip.size[0]} px")
 # %%
 pipe = Diffusion4DPipeline.from_pretrained("tiny")
 pipe.set_progress_bar_config(disable=True)
-hyp = pipe(clip, num_hypotheses=HYPOTHESES, num_inference_steps=STEPS, num_points=POINTS, seed=0)
+hyp = pipe(clip, num_hypotheses=HYPOTHESES, num_points=POINTS, seed=0)
 print("K hypotheses, N points, M control points, xyz:", list(hyp.control_points.shape))
 
 # %% [markdown]
