@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))
 # The same cells with less to compute.
 QUICK = {
-    "HYPOTHESES, STEPS, POINTS = 16, 8, 96": "HYPOTHESES, STEPS, POINTS = 3, 2, 24",
+    "HYPOTHESES, POINTS = 16, 96": "HYPOTHESES, POINTS = 3, 24",
     "frames=32": "frames=8, side=96",
 }
 
