@@ -201,4 +201,4 @@ def test_lenses_have_the_promised_size_and_field_of_view() -> None:
         lens = camera.random_lens(np.random.default_rng(seed))
         assert min(lens.size) == 256
         fov = np.degrees(2 * np.arctan(0.5 * max(lens.size) / lens.focal))
-        assert 29.999 <= fov <= 90.001
+        assert 14.999 <= fov <= 100.001
