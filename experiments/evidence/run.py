@@ -119,7 +119,7 @@ def summarise(rows: list[dict[str, dict[str, list[float]]]]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("rendered", type=Path, help="folder of rendered held-out worlds")
     parser.add_argument("--model", default="tiny", help="packaged model or folder")
     parser.add_argument("--clips", type=int, default=256)
