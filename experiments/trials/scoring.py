@@ -1,4 +1,6 @@
-"""Samples of a trial's network on held-out clips, as the pipeline would give them, and their scores.
+"""Samples of a trial's network on held-out clips and their scores.
+
+Samples are snapped to the tracks as observed, without the pipeline's doubt about these: the same for all trials.
 
 Shape letters:  B clips   K samples   N points   M control points   T frames.
 """
@@ -61,7 +63,7 @@ def table_of(way: Way, trial: Trial) -> tables.Table:
 def answers(
     network: TrajectoryDiT, space: Space, trial: Trial, way: Way, example: Example, seed: int
 ) -> Float[Tensor, "B K N T 3"]:
-    """Samples as the pipeline gives them: snapped to the tracks, scaled to a median anchor depth of 1."""
+    """Samples, snapped to the tracks and scaled to a median anchor depth of 1."""
     B, N, M, _ = example.ctrl.shape
     with torch.autocast("cpu", torch.bfloat16):
         clips = space.prepare(network, example.evidence, trial)
