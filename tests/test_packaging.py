@@ -181,7 +181,9 @@ def requirements(lines: list[str]) -> dict[str, Requirement]:
 def distributions(modules: set[str]) -> dict[str, set[str]]:
     """The distributions that each third-party module may come from."""
     homes = importlib.metadata.packages_distributions()
-    local = {*PACKAGES, *sys.stdlib_module_names, *(p.stem for p in (ROOT / "tests").glob("*.py"))}
+    # Tests and experiments import the modules beside them.
+    beside = {p.stem for folder in ("tests", "experiments") for p in (ROOT / folder).rglob("*.py")}
+    local = {*PACKAGES, *sys.stdlib_module_names, *beside}
     return {m: {canonicalize_name(d) for d in homes.get(m, [m])} for m in modules - local}
 
 
