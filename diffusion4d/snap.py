@@ -9,9 +9,10 @@ one small linear system a trajectory (the mean of a Gaussian posterior). D is th
 correction is held where nothing was seen, so what was hidden stays as sampled, up to an offset. Depths are not touched.
 
 Trackers err, and by how much is known only roughly. So every hypothesis is snapped to the tracks as they may have
-been: y plus errors of the kind and size that trackers make (`doubted`). In a linear Gaussian model
-that is exact: samples of the prior, each moved to data with fresh errors, are samples of the posterior (randomise, then
-optimise: Bardsley et al. 2014). One answer that stands for all is snapped to y itself.
+been: y plus errors of the kind and size that trackers make (`doubted`). The idea is that of randomise-then-optimise
+(Bardsley et al. 2014), which is exact for samples of a prior and a matched noise model. Here it is a heuristic: the
+samples know the tracks already, and the weights take frames as independent though a drift is not. Calibration
+judges it. One answer that stands for all is snapped to y itself.
 
 Shape letters:  K hypotheses   N points   M control points   T frames.
 """

@@ -9,6 +9,7 @@ import pytest
 
 from diffusion4d.data.actors import Actor, Motion
 from diffusion4d.data.pack import Pack, write_actor, write_odds
+from diffusion4d.errors import UserError
 
 
 def an_actor(name: str, **changes: object) -> Actor:
@@ -123,7 +124,7 @@ def test_refusals_say_what_was_needed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="got none"):
         Pack.open(tmp_path)
-    with pytest.raises(FileNotFoundError, match="need a folder"):
+    with pytest.raises(UserError, match="need a folder"):
         Pack.open(tmp_path / "missing")
     with pytest.raises(ValueError, match="positive odds"):
         write_odds(tmp_path, {"fish": 0.0})

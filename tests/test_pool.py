@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion4d.config import PoolSpec
 from diffusion4d.data.pack import Pack
+from diffusion4d.errors import UserError
 from diffusion4d.scenes import pool
 from diffusion4d.scenes.world import ACTOR, generate
 
@@ -143,7 +144,7 @@ def test_names_of_shards_tell_packs_apart(tmp_path):
 def test_a_pool_says_what_it_lacks(tmp_path):
     with pytest.raises(ValueError, match="need a pack for worlds of actors only, got none"):
         pool.Cast.of(dataclasses.replace(SPEC, actors_only=True))
-    with pytest.raises(FileNotFoundError, match="need a folder with a pack"):
+    with pytest.raises(UserError, match="need a folder with a pack"):
         pool.draw_pool(tmp_path, dataclasses.replace(SPEC, pack=tmp_path / "none"))
     folder = small_pack(tmp_path / "pack")
     with pytest.raises(ValueError, match=r"need a pack with actors of \('test',\)"):

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.data.actors import SPLITS, Actor, Motion
+from diffusion4d.errors import UserError
 
 MOST_TRIANGLES = 2_000
 """Worlds build a ray caster for every frame of every actor, which takes 1 ms for a thousand triangles."""
@@ -98,12 +99,12 @@ class Pack:
 
         Raises:
             ValueError: no such split, no actors of these splits, or a file that is not an actor's.
-            FileNotFoundError: no such folder.
+            UserError: no such folder.
         """
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"need splits of {SPLITS}, got {unknown}")
         if not folder.is_dir():
-            raise FileNotFoundError(f"need a folder with a pack, got {folder}")
+            raise UserError(f"need a folder with a pack, got {folder}")
         entries, digest = [], hashlib.blake2b(digest_size=6)
         for path in sorted(folder.glob("[!.]*.safetensors")):
             entry, about = _read(path)

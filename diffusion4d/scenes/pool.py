@@ -76,7 +76,7 @@ class Cast:
 
         Raises:
             ValueError: actors only and no pack, or a pack without actors of these splits.
-            FileNotFoundError: no such pack.
+            UserError: no such pack.
         """
         if spec.pack is None:
             if spec.actors_only:
@@ -129,9 +129,9 @@ def draw_pool(
     Args:
         progress: called with (shards done, shards in all).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
     kind = f"{spec.points}x{spec.frames}-{Cast.of(spec).label}"
+    folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for start in range(0, spec.worlds, SHARD):
         first_seed = spec.first_seed + start

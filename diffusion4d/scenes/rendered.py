@@ -151,10 +151,10 @@ def draw_rendered(
     Args:
         progress: called with (shards done, shards in all).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
     size = f"{spec.points}x{spec.frames}-{spec.key_frames}x{spec.side}-{spec.samples}"
     kind = f"{size}-depth-{Cast.of(spec).label}"
+    folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for start in range(0, spec.worlds, SHARD):
         first_seed = spec.first_seed + start
