@@ -158,7 +158,7 @@ def test_motion_is_smooth_enough_for_a_spline_of_twelve_control_points() -> None
 
 def test_the_picture_shows_each_surface_point_where_it_projects() -> None:
     """Chromaticity at the projection of known surface points equals that of their texture, at every instant."""
-    misses = []
+    checked = 0
     for seed in (2, 5, 8):
         scene = compose(generate(seed, num_points=16, num_frames=3).scene_seed, num_frames=3)
         smooth = tuple(
@@ -181,18 +181,23 @@ def test_the_picture_shows_each_surface_point_where_it_projects() -> None:
             seen = at @ rotation.T + shift
             corners = scene.vertices[frame].astype(np.float64)[scene.faces] @ rotation.T + shift
             free = first_hits(np.zeros(3), seen, corners) > 0.999
+            # What is seen edge-on changes within half a pixel; a pixel need not show a triangle smaller than itself.
+            first, second, third = corners[faces].transpose(1, 0, 2)
+            normal = np.cross(second - first, third - first)
+            size = np.linalg.norm(normal, axis=-1)
+            slant = np.abs((normal * seen).sum(-1)) / (size * np.linalg.norm(seen, axis=-1))
+            shown_area = size / 2 * slant * (scene.intrinsics[0] / seen[:, 2]) ** 2
+            free &= (slant > 0.3) & (shown_area > 1)
             pixels = seen[:, :2] / seen[:, 2:] * scene.intrinsics[:2] + scene.intrinsics[2:]
             inside = ((pixels >= 1) & (pixels <= np.array([width, height]) - 1)).all(-1)
             for number in np.flatnonzero(free & inside):
                 column, row = np.floor(pixels[number]).astype(int)
                 shown = pictures[frame, :, row, column].astype(np.float64)
-                misses.append(
-                    np.abs(shown / shown.sum() - truth[number] / truth[number].sum()).max()
+                np.testing.assert_allclose(
+                    shown / shown.sum(), truth[number] / truth[number].sum(), atol=0.05
                 )
-    assert len(misses) > 60
-    # Where a surface is seen at a grazing angle, half a pixel is a good part of its pattern.
-    assert np.quantile(misses, 0.95) < 0.05
-    assert max(misses) < 0.1
+                checked += 1
+    assert checked > 60
 
 
 def test_more_samples_average_the_same_picture() -> None:

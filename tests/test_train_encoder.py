@@ -18,9 +18,7 @@ from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rend
 from diffusion4d.train_encoder import Objective, fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
-from priors.heads import HEAD_FILE
 from priors.pointmaps import depth_errors, load_pointmapper
-from priors.tiny import TINY_FOLDER
 from priors.tokens import TokenGrid
 
 
@@ -183,9 +181,6 @@ def test_packaged_encoder_finds_points_in_worlds_it_has_not_seen(
     assert tiny > raw + 0.1
 
 
-@pytest.mark.skipif(
-    not (TINY_FOLDER / HEAD_FILE).is_file(), reason="the packaged encoder has no pointmap head"
-)
 def test_packaged_head_tells_depth_in_worlds_it_has_not_seen(
     held_out: list[RenderedWorlds],
 ) -> None:

@@ -15,6 +15,7 @@ from diffusion4d import denoiser, objectives
 from diffusion4d.config import Dropout, PoolSpec
 from diffusion4d.coordinates import Coordinates
 from diffusion4d.dit import TrajectoryDiT
+from diffusion4d.evaluation.report import fill
 from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import Worlds, draw_shard
 
@@ -169,7 +170,7 @@ def test_the_table_is_what_results_say(scripts: dict[str, ModuleType]) -> None:
     results = json.loads((FOLDER / "results.json").read_text())
     assert set(results["trials"]) == set(scripts["run"].TRIALS)
     readme = (FOLDER / "README.md").read_text()
-    assert report.fill(readme, report.all_tables(results)) == readme
+    assert fill(readme, report.all_tables(results)) == readme
     values = [1.0, 2.0, 4.0]
     assert report.ratio(values, values) == (1, 1, 1)
     assert report.ratio([2.0, None, 8.0], values)[0] == pytest.approx(2)

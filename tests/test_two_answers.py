@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion4d.evaluation.report import fill
+
 FOLDER = Path(__file__).parent.parent / "experiments" / "two_answers"
 
 
@@ -125,7 +127,7 @@ def test_in_miniature(tmp_path: Path) -> None:
     assert report.table(results) in (tmp_path / "README.md").read_text()
     assert (tmp_path / "two_answers.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="one place for the table 'scores'"):
-        report.fill("nothing", {"scores": ""})
+        fill("nothing", {"scores": ""})
 
 
 def test_the_readme_says_what_the_results_say() -> None:

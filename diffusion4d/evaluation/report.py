@@ -1,5 +1,6 @@
-"""The table of an evaluation as Markdown."""
+"""The table of an evaluation as Markdown, and tables in the places of a document that are kept for them."""
 
+import re
 from typing import Any
 
 SUBSETS = ("all", "visible", "occluded", "moving")
@@ -128,3 +129,17 @@ def _rows(scores: dict[str, Any], columns: tuple[tuple[str, str], ...]) -> list[
             ]
             lines.append(f"| {method} | {subset} | {cells['clips']} | " + " | ".join(texts) + " |")
     return lines
+
+
+def fill(document: str, tables: dict[str, str]) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: a table has no place, or more than one.
+    """
+    for name, lines in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        document, found = re.subn(pattern, rf"\g<1>\n{lines}\n\n\g<2>", document, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"need one place for the table {name!r} in the document, got {found}")
+    return document

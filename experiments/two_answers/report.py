@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from pathlib import Path
 
 KINDS = {"reversal": "depth reversal", "fork": "fork behind a wall"}
@@ -113,23 +112,10 @@ def draw(results: dict, path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def fill(readme: str, tables: dict[str, str]) -> str:
-    """Replace what stands between `<!-- name -->` and `<!-- end -->`.
-
-    Raises:
-        ValueError: a table has no place, or more than one.
-    """
-    for name, lines in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        readme, found = re.subn(pattern, rf"\g<1>\n{lines}\n\n\g<2>", readme, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"need one place for the table {name!r} in the README, got {found}")
-    return readme
-
-
 def main(folder: Path) -> None:
     """Draw the picture beside results.json and fill the README's tables."""
     from diffusion4d.atomic import replace_when_done
+    from diffusion4d.evaluation.report import fill
 
     results = json.loads((folder / "results.json").read_text())
     draw(results, folder / "two_answers.png")
