@@ -62,6 +62,8 @@ class Network:
     num_heads: int = 3
     token_channels: int = 128
     """Channels of the encoder's tokens; 0 for a network that takes none."""
+    parallax: bool = False
+    """The network is also told the observed motion without the motion of the whole picture (`parallax`)."""
     multiplicity: int = 1
     """How often each interior knot is repeated; 3 makes cubic Bézier pieces that share no more than their ends."""
     path: Literal["cosine", "rectified"] = "cosine"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from diffusion4d.attention import Attention, check_backend, check_backend_name
 from diffusion4d.evidence import Evidence, Tokens
+from diffusion4d.parallax import DIRECTIONS, parallax
 
 Output = Literal["velocity", "mean", "gaussian"]
 PathName = Literal["cosine", "rectified"]
@@ -100,6 +101,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         vector_width: channels V of the vector (time, focal length) that modulates every block.
         cross_every: every so many blocks ask the patch tokens.
         token_channels: channels of the encoder's patch tokens; 0 for a network that takes none.
+        parallax: the observed motion without that of the whole picture (`parallax`) is part of the input.
         output: "velocity" (v = alpha_t eps - sigma_t x_0, or eps - x_0 on the rectified path),
             "mean" (E[x_0 | evidence]; takes no noised input),
             or "gaussian" (mean and log standard deviation; takes no noised input).
@@ -127,6 +129,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         vector_width: int = 64,
         cross_every: int = 3,
         token_channels: int = 128,
+        parallax: bool = False,
         output: Output = "velocity",
         anchored: bool = False,
         trained_steps: int | None = None,
@@ -142,6 +145,8 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         observed = (
             M * (2 + 2 + 1) + 2 * 2 * FREQUENCIES + token_channels + (6 * M if anchored else 0)
         )
+        if parallax:
+            observed += 2 * M + 2 * DIRECTIONS
         self.embed_noised = nn.Linear(3 * M, width) if output == "velocity" else None
         self.embed_observed = nn.Sequential(
             nn.Linear(observed, width), nn.SiLU(), nn.Linear(width, width)
@@ -200,6 +205,11 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             fourier(start.squeeze(-2)),
             self._tokens_at_points(evidence),
         ]
+        if self.config["parallax"]:
+            left = parallax(evidence)
+            features.append(20 * left.residual.flatten(-2))
+            features.append(left.coordinates)
+            features.append(left.strength[:, None].expand_as(left.coordinates) / 4 + 1)
         if anchor is not None:
             features.append(anchor.flatten(-2))
         tokens = evidence.tokens if self.embed_tokens is not None else None

@@ -86,6 +86,8 @@ def observe(scene: Scene, num_points: int, rng: np.random.Generator) -> World:
     moving_casters = [Caster(vertices, faces_dynamic) for vertices in scene.vertices]
     queries = _queries(scene, static, moving_casters[0], num_points, rng)
     on_static_N = scene.is_static[queries.face]
+    if not len(queries.face):
+        raise UnobservableError("need something in view at frame 0, got nothing")
     corners = scene.faces[queries.face]
     world_NT3 = np.einsum("tnci,nc->nti", scene.vertices[:, corners], queries.barycentric)
     rotation_T33, shift_T3 = scene.extrinsics[:, :3, :3], scene.extrinsics[:, :3, 3]
