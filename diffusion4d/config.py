@@ -111,8 +111,9 @@ class Train:
     """Share of steps drawn from the rendered worlds, if there are any."""
     noisy_power: float = 0.5
     """Diffusion times are drawn as uniform ** this: below 1, more of them where noise is high."""
-    solver_steps: int = 2
-    """Steps that an "energy" sampler is trained through, and takes by default ever after."""
+    solver_steps: tuple[int, ...] = (2,)
+    """Steps that an "energy" sampler is trained through: every training step draws one of these numbers. The last one
+    is what the sampler takes by default ever after."""
     solver_samples: int = 2
     """Samples of a clip whose energy score is taken."""
     precision: Literal["fp32", "bf16"] = "fp32"

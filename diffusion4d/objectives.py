@@ -9,13 +9,14 @@ gaussian   s^(2 beta) [(x - mu)^2 / 2 s^2 + log s], beta = 1/2        (beta-NLL,
 x are control points in the coordinates of `coordinates.py`, r the residual a regressor leaves (`denoiser.py`).
 Plain likelihood (beta = 0) spends little on the mean where the deviation is large; beta = 1/2 does not.
 
-    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step + 10 ES_jerk) + CRPS
+    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step + 10 ES_jerk) + ES_stretch / 2 + CRPS
 
 trains the whole few-step sampler through its steps, with J samples a clip, on what it is judged by: the fair energy
 score (Gneiting & Raftery 2007; as a training loss for samplers: Pacchiardi et al. 2024, De Bortoli et al. 2025,
 Alet et al. 2025). A velocity network is right in the limit of many steps; this one at the number it was trained with.
-The score of whole scenes hardly sees how points hang together, so linear functions of a scene are scored as well: every
-point's path, differences between neighbours (edge), steps in time and their second differences (jerk). And since what
+The score of whole scenes hardly sees how points hang together, so functions of a scene are scored as well: every
+point's path, differences between neighbours (edge), steps in time and their second differences (jerk), and how much
+longer or shorter than in the first frame the way between neighbours is, as a logarithm (stretch). And since what
 is large rules all of these, each number that is diffused is scored alone, in units of what the regressor expects of
 it (CRPS). Each term is proper, hence so is the sum: w, the units, the neighbours and what counts as hidden are
 functions of the evidence alone.
@@ -40,6 +41,9 @@ from samplers.tables import Table
 NEIGHBOURS = 4
 SOFTENING = 0.05
 """Added to a clip's expected error (scene units) in its weight, so that no clip rules a batch."""
+
+SHORTEST = 0.02
+"""Added to the lengths of edges (scene units) before their logarithm, so that points that coincide do not rule."""
 
 
 def mean_loss(
@@ -103,18 +107,21 @@ def energy_loss(
     with torch.autocast(residual.device.type, enabled=False):
         basis_TM = splines.basis_matrix(example.u, M, 3, clip.network.config["multiplicity"])
         samples = basis_TM @ clip.decode(residual.float())
-        return scene_scores(clip, example, samples).mean() + marginal_score(
-            clip, example, residual.float()
+        near, truth = neighbours(example.evidence), example.points[:, None]
+        stretched = fair_score(stretch(samples, near), stretch(truth, near))
+        return (
+            scene_scores(clip, example, samples, near).mean()
+            + stretched.mean() / 2
+            + marginal_score(clip, example, residual.float())
         )
 
 
 def scene_scores(
-    clip: ClipDenoiser, example: Example, samples: Float[Tensor, "B J N T 3"]
+    clip: ClipDenoiser, example: Example, samples: Float[Tensor, "B J N T 3"], near: Tensor
 ) -> Float[Tensor, "B"]:
     """The weighted sum of energy scores of each clip."""
     truth = example.points[:, None]
     hidden = (example.visibility == 0).to(truth)
-    near = neighbours(example.evidence)
     scores = (
         fair_score(samples, truth, over_points=True)
         + fair_score(samples, truth, over_points=True, weight=hidden) / 2
@@ -138,8 +145,8 @@ def marginal_score(
 
 
 def fair_score(
-    samples: Float[Tensor, "B J N T 3"],
-    truth: Float[Tensor, "B 1 N T 3"],
+    samples: Float[Tensor, "B J N T D"],
+    truth: Float[Tensor, "B 1 N T D"],
     *,
     over_points: bool = False,
     weight: Float[Tensor, "B N T"] | None = None,
@@ -175,6 +182,12 @@ def edges(points: Float[Tensor, "B J N T 3"], near: Tensor) -> Float[Tensor, "B 
         -1, points.shape[1], -1, *points.shape[3:]
     )
     return points.repeat_interleave(E, 2) - points.gather(2, index)
+
+
+def stretch(points: Float[Tensor, "B J N T 3"], near: Tensor) -> Float[Tensor, "B J E T 1"]:
+    """log of the length of the ways to the neighbours over that in the first frame."""
+    length = (edges(points, near).square().sum(-1, keepdim=True) + 1e-10).sqrt() + SHORTEST
+    return (length / length[..., :1, :]).log()
 
 
 def weight_of(clip: ClipDenoiser) -> Float[Tensor, "B"]:

@@ -108,7 +108,7 @@ def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> Tra
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),
         output=output_of(config),
-        trained_steps=config.solver_steps if config.objective == "energy" else None,
+        trained_steps=config.solver_steps[-1] if config.objective == "energy" else None,
         anchored=regressor is not None,
         coordinates=coordinates,
         noise=noise,
@@ -175,11 +175,13 @@ class Objective(nn.Module):
                 return objectives.gaussian_loss(network, evidence, x)
             case "energy":
                 (regressor,) = self.frozen
+                choices = self.config.solver_steps
+                drawn = int(torch.randint(len(choices), (), generator=generator))
                 return objectives.energy_loss(
                     denoiser.prepare(network, evidence, regressor),
                     example,
                     generator,
-                    table=sampling.table_for("angular", self.config.solver_steps),
+                    table=sampling.table_for("angular", choices[drawn]),
                     num_samples=self.config.solver_samples,
                 )
             case "velocity":

@@ -139,6 +139,28 @@ def test_edges_lead_to_the_nearest_points():
     torch.testing.assert_close(lengths, nearest)
 
 
+def test_stretch_is_nothing_under_rigid_motion_and_the_log_of_a_scale():
+    evidence = some_evidence(2, 7)
+    near = objectives.neighbours(evidence)
+    shape = torch.randn(2, 1, 7, 1, 3, generator=seeded(), dtype=torch.float64)
+    angle = torch.linspace(0, 1, 5, dtype=torch.float64)
+    zero = torch.zeros_like(angle)
+    turn = torch.stack(
+        [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero, zero, zero, zero + 1], -1
+    )
+    turned = (
+        torch.einsum(
+            "tij,bkntj->bknti", turn.unflatten(-1, (3, 3)), shape.expand(-1, -1, -1, 5, -1)
+        )
+        + angle[:, None]
+    )
+    assert objectives.stretch(turned, near).abs().max() < 1e-9
+    grown = 1000 * shape * torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)[:, None]
+    logs = objectives.stretch(grown, near)[..., 0]
+    expected = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64).log().expand_as(logs)
+    torch.testing.assert_close(logs, expected, atol=1e-3, rtol=0)
+
+
 def test_energy_training_finds_spread_and_mean():
     """Truths that the evidence does not tell apart, N(m, s^2) in log depth: two steps from noise learn m and s."""
     torch.manual_seed(0)
