@@ -107,7 +107,8 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
         path: from noise to data, "cosine" or "rectified" (`denoiser.path_of`).
-        trained_steps: steps that an "energy" network takes by default, having been trained through them; None for one that is right in many steps.
+        trained_steps: steps that an "energy" network takes by default, having been trained through them; None for one
+            that is right in many steps.
         temperature: factor on the noise when sampling, fitted for calibration on clips kept for choosing.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
         attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.

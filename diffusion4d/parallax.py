@@ -6,10 +6,10 @@ e_{n,0}, a smooth field of the picture is fitted, robustly (reweighted least squ
 
     d_{n,m} ~ A_m phi(q_n),    phi(q) = (1, x, y, x^2, xy, y^2),    q_n = e_{n,0},
 
-and the residual is the parallax (plane + parallax: Irani & Anandan 1998). The residuals of still points under a camera that
-translates lie in few directions (Tomasi & Kanade 1992: rank 3 for an affine camera); the coordinates of a point along
-the strongest ones say how near it is, up to a sign and a scale that a clip's points share. The sign is chosen so that
-what is lower in the picture has the larger coordinates.
+and the residual is the parallax (plane + parallax: Irani & Anandan 1998). The residuals of still points under a camera
+that translates lie in few directions (Tomasi & Kanade 1992: rank 3 for an affine camera); the coordinates of a point
+along the strongest ones say how near it is, up to a sign and a scale that a clip's points share. The sign is chosen so
+that what is lower in the picture has the larger coordinates.
 
 Shape letters:  B clips   N points   M control points   D directions.
 """
@@ -60,7 +60,7 @@ def parallax(evidence: Evidence) -> Parallax:
         usual = size.median(-1, keepdim=True).values.clamp_min(LEAST)
         weight = seen / (1 + (size / usual).square())
     weighted = residual * weight[..., None].sqrt()
-    values, directions = torch.linalg.eigh(weighted.mT @ weighted)
+    _, directions = torch.linalg.eigh(weighted.mT @ weighted)
     directions = directions.flip(-1)[..., :DIRECTIONS]
     along = residual @ directions
     share = (weight / weight.sum(-1, keepdim=True))[..., None]
