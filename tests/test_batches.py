@@ -133,3 +133,18 @@ def test_points_seen_in_the_anchor_frame_come_first():
     worlds = dataclasses.replace(worlds, visible=visible)
     seen = view(worlds, torch.Generator().manual_seed(0), num_points=12, augment=False)
     assert seen.visible[:, :, 0].float().mean() > 0.95
+
+
+def test_some_clips_show_what_moves_alone(monkeypatch: pytest.MonkeyPatch):
+    worlds = simple_worlds(4)
+    moving = torch.zeros_like(worlds.moving)
+    moving[:, 3:19] = True
+    worlds = dataclasses.replace(worlds, moving=moving, visible=torch.ones_like(worlds.visible))
+
+    def share(alone: float) -> float:
+        monkeypatch.setattr(batches, "ALONE", alone)
+        generator = torch.Generator().manual_seed(0)
+        return view(worlds, generator, num_points=12, augment=True).moving.float().mean().item()
+
+    assert share(1.0) > 0.95
+    assert share(0.0) == pytest.approx(16 / worlds.moving.shape[1], abs=0.2)

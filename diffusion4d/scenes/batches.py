@@ -3,7 +3,8 @@ r"""Worlds to training examples: symmetries, a tracker's view of them, and the c
 Every batch is a pure function of (worlds, seed), so a run that was killed draws the same batches again.
 
 Symmetries that leave the problem as it was: mirror, rotation about the optical axis, any crop of time, its reversal,
-any subset of the points. Evidence is dropped at random: all tracks but their first frame, or the focal length.
+any subset of the points; in some clips it is one of those alone that move, as of lone objects and sets of markers.
+Evidence is dropped at random: all tracks but their first frame, or the focal length.
 Where the focal length is withheld a default stands in, and the scene the network must answer with is the one a
 camera of that focal length would see: X and Y stretched by the ratio of true to assumed, Z as it was, so that every
 hypothesis still projects onto its tracks.
@@ -25,6 +26,9 @@ from diffusion4d.scenes.corruption import observe_through_tracker
 from diffusion4d.scenes.pool import Worlds
 
 CTRL_RIDGE = 1e-4
+
+ALONE = 0.15
+"""Share of clips whose points are those that move alone, as far as there are enough."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,9 @@ def view(worlds: Worlds, generator: torch.Generator, *, num_points: int, augment
         points = torch.cat([lateral, points[..., 2:]], -1)
     # Points are asked for in the anchor frame; one that is hidden there is taken only where seen ones run out.
     odds = visible[:, :, 0].float() + 1e-4
+    if augment:
+        alone = uniform(B) < ALONE
+        odds = odds * torch.where(alone[:, None] & ~worlds.moving, 1e-6, 1.0)
     chosen = torch.multinomial(odds, num_points, generator=generator)
     points = points.gather(1, chosen[..., None, None].expand(-1, -1, *points.shape[2:]))
     visible = visible.gather(1, chosen[..., None].expand(-1, -1, visible.shape[2]))
