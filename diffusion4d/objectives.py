@@ -9,7 +9,7 @@ gaussian   s^(2 beta) [(x - mu)^2 / 2 s^2 + log s], beta = 1/2        (beta-NLL,
 x are control points in the coordinates of `coordinates.py`, r the residual a regressor leaves (`denoiser.py`).
 Plain likelihood (beta = 0) spends little on the mean where the deviation is large; beta = 1/2 does not.
 
-    energy     w (ES_scene + ES_hidden / 2 + ES_point + 2 ES_edge + ES_step + 10 ES_jerk) + ES_stretch / 2 + CRPS
+    energy     w (2 ES_scene + ES_hidden + ES_point + 2 ES_edge + ES_step + 10 ES_jerk) + ES_stretch / 2 + CRPS
 
 trains the whole few-step sampler through its steps, with J samples a clip, on what it is judged by: the fair energy
 score (Gneiting & Raftery 2007; as a training loss for samplers: Pacchiardi et al. 2024, De Bortoli et al. 2025,
@@ -123,8 +123,8 @@ def scene_scores(
     truth = example.points[:, None]
     hidden = (example.visibility == 0).to(truth)
     scores = (
-        fair_score(samples, truth, over_points=True)
-        + fair_score(samples, truth, over_points=True, weight=hidden) / 2
+        2 * fair_score(samples, truth, over_points=True)
+        + fair_score(samples, truth, over_points=True, weight=hidden)
         + fair_score(samples, truth)
         + 2 * fair_score(edges(samples, near), edges(truth, near))
         + fair_score(samples.diff(dim=-2), truth.diff(dim=-2))
@@ -191,11 +191,15 @@ def stretch(points: Float[Tensor, "B J N T 3"], near: Tensor) -> Float[Tensor, "
 
 
 def weight_of(clip: ClipDenoiser) -> Float[Tensor, "B"]:
-    """One over the error of depth that the regressor expects; one without a regressor."""
+    """2 over the root of the error of depth that the regressor expects; one without a regressor.
+
+    Between one over the error, with which all clips would count alike, and none, with which the hardest would rule
+    the gradient as they rule a mean of scores.
+    """
     if clip.anchor is None:
         return torch.ones(len(clip.evidence.ctrl))
     depth = clip.coordinates.decode(clip.anchor.mean[:, None].float(), clip.evidence)[:, 0, ..., 2]
     deviation = (
         clip.anchor.log_std[..., 2].float().exp() * clip.coordinates.scale(clip.evidence)[..., 2]
     )
-    return 1 / ((depth * deviation).square().mean((1, 2)).sqrt() + SOFTENING)
+    return 2 / ((depth * deviation).square().mean((1, 2)).sqrt() + SOFTENING).sqrt()
