@@ -175,7 +175,7 @@ def test_energy_training_finds_spread_and_mean():
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     generator = seeded(3)
     mean, deviation = 0.3, 0.1
-    for _ in range(150):
+    for _ in range(300):
         zeta = mean + deviation * torch.randn((64, 1, 1, 1), generator=generator)
         ctrl = torch.tensor([0.0, 0.0, 1.0]) * zeta.exp().expand(64, 3, M, 3)
         points = ctrl[..., :1, :].expand(64, 3, 6, 3)
