@@ -55,6 +55,9 @@ class Strip:
 
 def strips(basis: Float[Tensor, "T M"], length: int = STRIP) -> list[Strip]:
     """The frames in order, in strips of `length`, the last one shorter."""
+    if len(basis) <= length:
+        # The search for zeros would cost more than they do.
+        return [Strip(slice(0, len(basis)), slice(0, basis.shape[1]))]
     first, last = (ends.tolist() for ends in _support(basis))
     cuts = [*range(0, len(basis), length), len(basis)]
     return [
@@ -86,7 +89,7 @@ def positions(
     ctrl_BMD = ctrl.reshape(math.prod(ctrl.shape[:-2]), M, D)
     points_TBD = ctrl.new_empty(T, len(ctrl_BMD), D)
     cut = strips(basis)
-    for part in _parts(len(ctrl_BMD), (M + STRIP) * D * ctrl.element_size()):
+    for part in _parts(len(ctrl_BMD), (M + STRIP) * D * ctrl.element_size(), 4 * CACHE):
         block_MX = ctrl_BMD[part].transpose(0, 1).reshape(M, -1)
         for strip in cut:
             points_tX = points_TBD[strip.frames, part].flatten(1)
