@@ -85,7 +85,9 @@ def test_small_blocks_change_nothing_but_the_order(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("batch", [(), (2,), (1, 2), (0,)])
 def test_positions_are_scipys(batch: tuple[int, ...]) -> None:
-    ctrl = torch.randn(*batch, 9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ctrl = torch.randn(
+        *batch, 9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     u = torch.linspace(0, 1, 50, dtype=torch.float64)
     found = decode.positions(ctrl, basis_matrix(u, 9))
     assert found.shape == (*batch, 50, 2)
@@ -181,7 +183,7 @@ def test_memory_does_not_grow_with_hypotheses_times_frames(
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        def __torch_function__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor):
@@ -201,11 +203,13 @@ def test_what_does_not_fit_is_refused_in_order() -> None:
         positions(ctrl, basis, backend="fast")
     with pytest.raises(ValueError, match="as many columns of the basis as control points"):
         positions(ctrl[:, :, :9], basis.double())
-    with pytest.raises(ValueError, match="float32 or float64, got torch.float32 and torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"float32 or float64, got torch\.float32 and torch\.float64"
+    ):
         decode.moments(ctrl, basis.double())
     with pytest.raises(ValueError, match=r"need a view of \[N, T\] = \[3, 9\]"):
         decode.reprojection(ctrl, basis, case(2, 4, 12, 9)[2])
-    with pytest.raises(ValueError, match="need the view in torch.float32"):
+    with pytest.raises(ValueError, match=r"need the view in torch\.float32"):
         decode.reprojection(ctrl, basis, view.to(torch.float64))
     with pytest.raises(ValueError, match="one device, got"):
         decode.positions(ctrl, basis.to("meta"))

@@ -14,7 +14,7 @@ from test_samplers_decode import agree, case
 # Read when the kernels are declared, that is on the first use of the backend.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from samplers.kernels import decode, decode_reference  # noqa: E402
+from samplers.kernels import decode, decode_reference
 
 if importlib.util.find_spec("triton") is not None:
     # Triton reads a kernel's source and its globals, and the checker of shapes would stand before both.

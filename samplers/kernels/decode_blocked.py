@@ -2,21 +2,23 @@ r"""Decoding in blocks that fit the cache; nothing of size [K, N, T, D] is made 
 
 **Strips.** A row of a spline's basis has few numbers that are not 0, and rows that follow one another share
 them. So the frames are cut into strips of a few rows, and a strip is a product with the columns that it needs:
-[16, ~8] x [~8, ...] where the whole basis is [1024, 64]. Nothing but zeros is left out, and nothing else is known of splines.
+[16, ~5] x [~5, ...] where the whole basis is [1024, 64]. Nothing but zeros is left out; nothing else is known of
+splines.
 
 **Moments in closed form.** With centred control points ĉ^k the variance over K of a coordinate is quadratic in
 the basis,
 
     var_t = Σ_{m,m'} N_m(u_t) N_{m'}(u_t) G_{m,m'},     G_{m,m'} = Σ_k ĉ^k_m ĉ^k_{m'} / (K − 1),
 
-and only |m − m'| < width is ever asked for. So no hypothesis is decoded: the cost is K M + T, not K T. The sum may cancel,
-therefore it runs in float64.
+and only |m − m'| < W is ever asked for. So no hypothesis is decoded: the cost grows as K M + T, not as K T. The
+sum may cancel, therefore it runs in float64.
 
 **Quantiles.** A block is decoded with K innermost, and sorted in place by numpy, whose sort of float32 uses vector
 registers; torch's does not.
 
-**Errors.** ‖(fx x / z + cx − u, fy y / z + cy − v)‖ = ‖(fx x + (cx − u) z, fy y + (cy − v) z)‖ / z, one division, in place, while
-the block is in the cache. What was not seen gets an offset of infinity, hence an infinite error, which no rank among the seen reaches.
+**Errors.** With (u, v) the track, ‖(fx x / z + cx − u, fy y / z + cy − v)‖ = ‖(fx x + (cx − u) z, fy y + (cy − v) z)‖ / z:
+one division, in place, while the block is in the cache. What was not seen gets an offset of infinity, hence an
+infinite error, which no rank among the seen reaches.
 
 Shape letters:  K hypotheses   N points   M control points   T frames   D axes   L levels   W width of the basis
 n, t, k number the members of a block.

@@ -3,7 +3,8 @@ r"""Decoding on CUDA in Triton: a program a point and a tile of frames, the hypo
 Positions live in registers, tile by tile, and never reach memory. Moments centre the control points first and
 decode what is left, so the squares do not cancel; products are in full float32 (no TF32), as the plain twin's.
 
-Tested in Triton's interpreter and compiled ahead of time for sm_80 and sm_90. It was never run on a GPU, nor timed on one.
+Tested in Triton's interpreter and compiled ahead of time for sm_80 and sm_90. It was never run on a GPU, nor timed
+on one.
 
 Shape letters:  K hypotheses   N points   M control points   T frames   D axes
 A capital letter after B is the length of a tile.
@@ -49,7 +50,7 @@ def moments(
     T = len(basis)
     mean_NTD = ctrl.new_empty(N, T, D)
     spread_NTD = torch.empty_like(mean_NTD)
-    moments_kernel[(N, triton.cdiv(T, TILE), D)](
+    moments_kernel[(N, triton.cdiv(T, TILE), D)](  # pyright: ignore[reportIndexIssue]
         *(ctrl.contiguous(), basis.contiguous(), mean_NTD, spread_NTD),
         *(K, N, M, T, D),
         BK=TILE,
@@ -70,7 +71,7 @@ def reprojection(
     T = len(basis)
     error_KNT = ctrl.new_empty(K, N, T)
     cameras = basis if view.cameras is None else view.cameras.contiguous()
-    reprojection_kernel[(N, triton.cdiv(T, TILE))](
+    reprojection_kernel[(N, triton.cdiv(T, TILE))](  # pyright: ignore[reportIndexIssue]
         *(ctrl.contiguous(), basis.contiguous(), view.tracks.contiguous()),
         *(view.intrinsics.contiguous(), cameras, error_KNT),
         *(K, N, M, T),
@@ -157,7 +158,8 @@ def reprojection_kernel(
             x, y = across, below
         x = fx * x + right_t[None, :] * z
         y = fy * y + down_t[None, :] * z
-        miss = tl.where(z > 0, tl.sqrt(x * x + y * y) / z, float("inf"))
+        miss = tl.sqrt(x * x + y * y) / tl.where(z > 0, z, 1.0)
+        miss = tl.where(z > 0, miss, float("inf"))
         place = (k[:, None].to(tl.int64) * N + n) * T + t[None, :]
         tl.store(error + place, miss, mask=(k[:, None] < K) & (t[None, :] < T))
 
