@@ -81,7 +81,8 @@ class BSpline:
         basis = basis_functions(self._precise(u), self.knots, self.degree).to(self.ctrl.dtype)
         if u.ndim > 1:
             return basis @ self.ctrl
-        if torch.is_grad_enabled() and (self.ctrl.requires_grad or basis.requires_grad):
+        taught = torch.is_grad_enabled() and (self.ctrl.requires_grad or basis.requires_grad)
+        if taught or self.ctrl.dtype not in (torch.float32, torch.float64):
             # One matrix product for the whole batch is several times faster than one for each.
             return torch.einsum("tm,...md->...td", basis, self.ctrl)
         return decode.positions(self.ctrl, basis)

@@ -16,9 +16,9 @@ sum may cancel, therefore it runs in float64.
 **Quantiles.** A block is decoded with K innermost, and sorted in place by numpy, whose sort of float32 uses vector
 registers; torch's does not.
 
-**Errors.** With (u, v) the track, ‖(fx x / z + cx − u, fy y / z + cy − v)‖ = ‖(fx x + (cx − u) z, fy y + (cy − v) z)‖ / z:
-one division, in place, while the block is in the cache. What was not seen gets an offset of infinity, hence an
-infinite error, which no rank among the seen reaches.
+**Errors.** With (u, v) the track and a = cx − u, b = cy − v, the error ‖(fx x / z + a, fy y / z + b)‖ is
+‖(fx x + a z, fy y + b z)‖ / z: one division, in place, while the block is in the cache. What was not seen gets an
+offset of infinity, hence an infinite error, which no rank among the seen reaches.
 
 Shape letters:  K hypotheses   N points   M control points   T frames   D axes   L levels   W width of the basis
 n, t, k number the members of a block.
@@ -36,7 +36,7 @@ from torch import Tensor
 from samplers.kernels.view import View
 
 STRIP = 16
-"""Frames of a strip: measured best of 8, 16, 32 and 64 on two CPU cores."""
+"""Frames of a strip: measured level with 8 and better than 32, 64 and 128, on one CPU core."""
 CACHE = 1 << 20
 """Bytes of a block: of the order of one core's own cache."""
 ERRORS = 1 << 25
