@@ -80,7 +80,9 @@ def _scipy_moments(w: Work) -> tuple[np.ndarray, np.ndarray]:
 
 def _frames(w: Work) -> list[Tensor]:
     """[K, N, 3] of every frame."""
-    return [torch.einsum("m,knmd->knd", row, w.ctrl) for row in w.basis]
+    K, N, M, _ = w.ctrl.shape
+    ctrl_MX = w.ctrl.permute(2, 0, 1, 3).reshape(M, -1)
+    return [(row @ ctrl_MX).view(K, N, 3) for row in w.basis]
 
 
 def _frame_moments(w: Work) -> tuple[Tensor, Tensor]:
