@@ -2,10 +2,10 @@
 
     python experiments/bench/decoding.py            writes decoding.json beside this file
 
-Times are CPU seconds of this process, which a busy machine stretches less than the clock does; with two threads,
-the clock's. The alternatives are interleaved (A B C A B C ...) and medians taken. Growth is measured by ours
-alone, with the peak of resident memory above what was held before. An exponent is the slope of log seconds over
-log size between the middle of the range and its end.
+Times are CPU seconds of this process, which a busy machine stretches less than the clock does; with two threads
+(`--threads 1 2`) the clock's, which mean nothing unless the machine is free. The alternatives are interleaved
+(A B C A B C ...) and medians taken. Growth is measured by ours alone, with the peak of resident memory above what
+was held before. An exponent is the slope of log seconds over log size between the middle of the range and its end.
 """
 
 import argparse
@@ -81,6 +81,7 @@ def exponent(curve: list[dict], axis: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="2 on a free machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     results: dict = {"rounds": args.rounds, "compared": {}, "grown": {}, "largest": {}}
@@ -95,8 +96,8 @@ def main() -> None:
             grown = {"curve": curve, "exponent": exponent(curve, axis)}
             results["grown"].setdefault(what, {})[name] = grown
         results["compared"][what] = []
-        for threads, sizes in ((1, SIZES), (2, SIZES[:1])):
-            for size in sizes:
+        for threads in args.threads:
+            for size in SIZES:
                 results["compared"][what].append(compare(what, size, threads, args.rounds))
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(what, "compared", flush=True)
