@@ -7,6 +7,9 @@ which is the camera of the anchor frame (`"world"`). A hypothesis is judged by w
 nothing else: its reprojection error on visible frames ranks it, in px of an image whose shorter side
 is 256, so that clips of any size compare.
 
+What is asked over all K hypotheses (mean, spread, quantiles, scores) never makes [K, N, T, 3]; what has one number
+for each of K, N and T needs little more than itself (`samplers.kernels.decode`).
+
 On disk a `Hypotheses` is one `hypotheses.npz` that numpy alone opens, without pickles.
 
 Shape letters:  K hypotheses   N points   M control points   T frames   knots = M + degree + 1
@@ -17,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +33,9 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.cameras import project, transform
 from diffusion4d.errors import UserError
 from diffusion4d.splines import BSpline
+from diffusion4d.splines.basis import basis_functions
+from samplers.kernels import decode
+from samplers.kernels.view import View
 
 FILE_NAME = "hypotheses.npz"
 REFERENCE_SIDE = 256
@@ -127,18 +134,46 @@ class Hypotheses:
         instants = self.times if u is None else torch.as_tensor(u, dtype=torch.float64)
         return self.spline.evaluate(instants.to(self.control_points.device))
 
+    @cached_property
+    def basis(self) -> Float32[Tensor, "T M"]:
+        """N_m at the clip's frames."""
+        basis = basis_functions(self.times.cpu(), self.knots.cpu(), self.degree)
+        return basis.to(self.control_points)
+
     @property
     def mean(self) -> Float[Tensor, "N T 3"]:
         """Mean over the hypotheses at the clip's frames."""
-        return self.evaluate().mean(0)
+        return decode.moments(self.control_points, self.basis)[0]
 
     @property
     def spread(self) -> Float[Tensor, "N T 3"]:
         """Standard deviation over the hypotheses per axis, the unbiased one (K − 1); 0 for K = 1."""
-        points_KNT3 = self.evaluate()
-        if self.num_hypotheses == 1:
-            return torch.zeros_like(points_KNT3[0])
-        return points_KNT3.std(0)
+        return decode.moments(self.control_points, self.basis)[1]
+
+    def quantiles(self, levels: Sequence[float]) -> Float[Tensor, "levels N T 3"]:
+        """Quantiles over the hypotheses per axis at the clip's frames, linear between them.
+
+        Raises:
+            ValueError: a level is outside [0, 1].
+        """
+        wanted = torch.as_tensor(levels, dtype=torch.float64)
+        return decode.quantiles(self.control_points, self.basis, wanted)
+
+    def camera_covariance(
+        self, points: slice = slice(None)
+    ) -> tuple[Float64[Tensor, "chosen T 3"], Float64[Tensor, "chosen T 3 3"]]:
+        """Mean and covariance over the hypotheses of some points, in each frame's own camera.
+
+        The covariance is over K − 1; 0 for K = 1. In float64: a spread along a ray and across it are differences of
+        these numbers.
+        """
+        mean_NT3, square_NT33 = decode.covariance(self.control_points[:, points], self.basis)
+        if self.frame == "camera":
+            return mean_NT3, square_NT33
+        extrinsics_T44 = self.extrinsics.double()
+        rotation_T33 = extrinsics_T44[:, :3, :3]
+        mean_TN3 = transform(extrinsics_T44, mean_NT3.transpose(0, 1))
+        return mean_TN3.transpose(0, 1), rotation_T33 @ square_NT33 @ rotation_T33.mT
 
     def camera_points(self) -> Float[Tensor, "K N T 3"]:
         """Positions at the clip's frames in each frame's own camera, whichever `frame` is."""
@@ -154,24 +189,40 @@ class Hypotheses:
         pixels_KNT2 = project(points_KNT3, self.intrinsics)
         return torch.where(points_KNT3[..., 2:] > 0, pixels_KNT2, torch.nan)
 
+    @property
+    def _view(self) -> View:
+        """What reprojection is measured against."""
+        cameras = None if self.frame == "camera" else self.extrinsics[:, :3]
+        return View(
+            self.tracks.transpose(0, 1), self.seen.transpose(0, 1), self.intrinsics, cameras
+        )
+
     def reprojection(self) -> Float[Tensor, "K N T"]:
         """Distance to the observed tracks in px of the clip's size, hidden frames included.
 
         Infinite where a hypothesis is at or behind the camera plane, NaN where the track is NaN.
         """
-        error_KNT = (self.project() - self.tracks.transpose(0, 1)).norm(dim=-1)
-        behind_KNT = self.camera_points()[..., 2] <= 0
-        return error_KNT.masked_fill(behind_KNT, torch.inf)
+        return decode.reprojection(self.control_points, self.basis, self._view)
 
     def scores(self) -> Float[Tensor, "K"]:
         """Median reprojection error of each hypothesis over seen (frame, point) pairs.
 
         In px of an image whose shorter side is 256. NaN if nothing was seen.
         """
-        error_KS = self.reprojection()[:, self.seen.transpose(0, 1)]
-        if error_KS.shape[1] == 0:
-            return torch.full((self.num_hypotheses,), torch.nan)
-        return error_KS.median(dim=1).values * (REFERENCE_SIDE / min(self.size))
+        median_K = decode.median_reprojection(self.control_points, self.basis, self._view)
+        return median_K * (REFERENCE_SIDE / min(self.size))
+
+    def errors_at(self, ranks: Sequence[int]) -> Float[Tensor, "ranks"]:
+        """Of all K · S reprojection errors over the S seen (frame, point) pairs, those at these ranks, 0 the least.
+
+        In px of an image whose shorter side is 256. The errors are never held together.
+
+        Raises:
+            ValueError: a rank is outside 0 … K · S − 1.
+        """
+        wanted = torch.as_tensor(ranks, dtype=torch.int64)
+        error_R = decode.ranked_reprojection(self.control_points, self.basis, self._view, wanted)
+        return error_R * (REFERENCE_SIDE / min(self.size))
 
     def rank(self) -> Int64[Tensor, "K"]:
         """Indices of the hypotheses, best first, by `scores`. Ties keep their order."""

@@ -42,6 +42,26 @@ def test_mean_and_spread_in_closed_form():
     assert torch.allclose(hyp.mean[..., 2], torch.ones(6, 12), atol=1e-6)
 
 
+def test_quantiles_of_scalings_in_closed_form():
+    # At depth scales 0.85, 0.95, 1.05, 1.15 the quartiles of depth are known, and the median is the mean.
+    hyp = fan(drift=0.0)
+    low, middle, high = hyp.quantiles([0.25, 0.5, 0.75])[..., 2]
+    assert torch.allclose(low, torch.full((6, 12), 0.925), atol=1e-6)
+    assert torch.allclose(middle, torch.ones(6, 12), atol=1e-6)
+    assert torch.allclose(high, torch.full((6, 12), 1.075), atol=1e-6)
+    with pytest.raises(ValueError, match="within"):
+        hyp.quantiles([1.2])
+
+
+def test_errors_at_ranks_are_those_of_all_that_was_seen():
+    hyp = fan(error=torch.tensor([3.0, 0.5, 2.0, 1.0]))
+    expected = hyp.reprojection()[:, hyp.seen.T].flatten().sort().values * 256 / 128
+    ranks = [0, len(expected) // 2, len(expected) - 1]
+    assert torch.allclose(hyp.errors_at(ranks), expected[ranks], atol=1e-4)
+    with pytest.raises(ValueError, match="ranks within"):
+        hyp.errors_at([len(expected)])
+
+
 def test_one_hypothesis_has_no_spread():
     assert torch.equal(fan(1).spread, torch.zeros(6, 12, 3))
 
@@ -98,6 +118,11 @@ def test_world_frame_is_seen_through_the_extrinsics():
     x, y, z = expected[:3]
     pixel = torch.stack([180 * x / z + 98, 175 * y / z + 66])
     assert torch.allclose(world.project()[k, n, t], pixel, atol=1e-3)
+    mean, square = world.camera_covariance(slice(2, 5))
+    points = world.camera_points()[:, 2:5].double()
+    assert torch.allclose(mean, points.mean(0), atol=1e-6)
+    offset = points - points.mean(0)
+    assert torch.allclose(square, torch.einsum("knti,kntj->ntij", offset, offset) / 3, atol=1e-6)
     # Camera-frame points are already there, whatever the camera does.
     camera = dataclasses.replace(world, frame="camera")
     assert torch.equal(camera.camera_points(), hyp.evaluate())

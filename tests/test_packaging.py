@@ -190,7 +190,8 @@ def distributions(modules: set[str]) -> dict[str, set[str]]:
 def test_declared_is_what_is_imported() -> None:
     """Nothing is imported that an installation may lack; nothing is installed without a use."""
     extras = PROJECT["optional-dependencies"]
-    declared = set(requirements([*PROJECT["dependencies"], *extras["train"], *extras["xformers"]]))
+    used = chain(*(extras[name] for name in ("train", "xformers", "triton")))
+    declared = set(requirements([*PROJECT["dependencies"], *used]))
     imported = distributions({m for package in PACKAGES for m in imported_modules(package)})
     assert {m for m, names in imported.items() if not names & declared} == set()
     assert declared - set().union(*imported.values()) == set(IMPORTED_BY_OTHERS)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from diffusion4d.export.spread import blocks
 from diffusion4d.hypotheses import Hypotheses
 
 GROUND, PANEL, GRID = "#0e1117", "#171c26", "#2b3342"
@@ -40,11 +41,25 @@ def depth_offset(hypotheses: Hypotheses) -> Float[Tensor, "K"]:
     Each (point, frame) counts by the variance of its relative depth, so that the still background,
     about which all agree, does not drown what is uncertain.
     """
-    depth_KNT = hypotheses.camera_points()[..., 2]
-    mean_NT = depth_KNT.mean(0)
-    relative_KNT = (depth_KNT - mean_NT) / mean_NT.abs().clamp_min(1e-6)
-    weight_NT = relative_KNT.square().mean(0)
-    return (relative_KNT * weight_NT).sum((1, 2)) / weight_NT.sum().clamp_min(1e-12)
+    hyp = hypotheses
+    offset_K = hyp.control_points.new_zeros(hyp.num_hypotheses, dtype=torch.float64)
+    total = 0.0
+    depth_axis_T3 = hyp.extrinsics.double()[:, 2, :3]
+    if hyp.frame == "camera":
+        depth_axis_T3 = torch.tensor([0.0, 0.0, 1.0]).to(depth_axis_T3).expand_as(depth_axis_T3)
+    share = (hyp.num_hypotheses - 1) / hyp.num_hypotheses
+    for points in blocks(hyp):
+        mean_nT3, square_nT33 = hyp.camera_covariance(points)
+        scale_nT = mean_nT3[..., 2].abs().clamp_min(1e-6)
+        weight_nT = share * square_nT33[..., 2, 2] / scale_nT.square()
+        total += float(weight_nT.sum())
+        # The sum over frames is linear in the control points, so it is taken before they are: no curve is decoded.
+        pull_nT3 = (weight_nT / scale_nT)[..., None] * depth_axis_T3
+        pull_nM3 = torch.einsum("nti,tm->nmi", pull_nT3, hyp.basis.double())
+        offset_K += torch.einsum(
+            "knmi,nmi->k", hyp.control_points[:, points], pull_nM3.to(hyp.control_points)
+        )
+    return ((offset_K - offset_K.mean()) / max(total, 1e-12)).float()
 
 
 def depth_order(hypotheses: Hypotheses) -> Int64[Tensor, "K"]:

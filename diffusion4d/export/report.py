@@ -77,14 +77,18 @@ def write_report(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Pa
 
 
 def _reprojection(hyp: Hypotheses) -> dict[str, Any]:
-    error_KS = hyp.reprojection()[:, hyp.seen.transpose(0, 1)]
-    error_S = error_KS.flatten().double().numpy() * (REFERENCE_SIDE / min(hyp.size))
-    seen = len(error_S) > 0
+    count = hyp.num_hypotheses * int(hyp.seen.sum())
+    median = p90 = None
+    if count > 0:
+        # A hypothesis behind the camera errs infinitely, and nothing lies between that and a number: p90 is an error
+        # that occurs, the first from which no more than a tenth are larger.
+        ranks = [(count - 1) // 2, count // 2, math.ceil(0.9 * (count - 1))]
+        low, high, p90 = hyp.errors_at(ranks).double().tolist()
+        median = (low + high) / 2
     return {
         "about": f"px at {REFERENCE_SIDE} px shorter side, seen frames only",
-        "median_px": np.median(error_S) if seen else None,
-        # A hypothesis behind the camera errs infinitely, and nothing lies between that and a number.
-        "p90_px": np.quantile(error_S, 0.9, method="higher") if seen else None,
+        "median_px": median,
+        "p90_px": p90,
         "median_px_per_hypothesis": hyp.scores(),
         "rank": hyp.rank(),
     }

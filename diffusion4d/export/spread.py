@@ -7,18 +7,24 @@ change of depth moves x and y too.
     depth spread   = √( Σ_k (d^k·r)² / (K − 1) )
     lateral spread = √( Σ_k ‖d^k − (d^k·r) r‖² / 2 / (K − 1) )      per axis: the plane across has two
 
-Both in the units of the points, in each frame's own camera; 0 for K = 1. A (frame, point) is seen or
+Both follow from the covariance over k, S: depth² = r·S r, and 2 lateral² = tr S − r·S r. Both are in the units of the
+points, in each frame's own camera; 0 for K = 1. A (frame, point) is seen or
 hidden by its visibility; numbers over a set are the root mean square and the median.
 
 Shape letters:  K hypotheses   N points   T frames
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion4d.hypotheses import Hypotheses
+
+BLOCK = 1 << 18
+"""Trajectory points whose covariances are held at once."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +40,27 @@ class Spread:
 
 def spread_of(hypotheses: Hypotheses) -> Spread:
     """The spread at the clip's frames; see the module for the definitions."""
-    points_KNT3 = hypotheses.camera_points()
-    mean_NT3 = points_KNT3.mean(0)
-    distance_NT = mean_NT3.norm(dim=-1)
-    ray_NT3 = mean_NT3 / distance_NT.clamp_min(1e-9)[..., None]
-    offset_KNT3 = points_KNT3 - mean_NT3
-    along_KNT = (offset_KNT3 * ray_NT3).sum(-1)
-    across_KNT = (offset_KNT3 - along_KNT[..., None] * ray_NT3).square().sum(-1) / 2
-    freedom = max(1, hypotheses.num_hypotheses - 1)
+    N, T = hypotheses.num_points, hypotheses.num_frames
+    depth_NT, lateral_NT, distance_NT = hypotheses.control_points.new_empty(3, N, T)
+    for points in blocks(hypotheses):
+        mean_nT3, square_nT33 = hypotheses.camera_covariance(points)
+        distance_nT = mean_nT3.norm(dim=-1)
+        ray_nT3 = mean_nT3 / distance_nT.clamp_min(1e-9)[..., None]
+        along_nT = torch.einsum("nti,ntij,ntj->nt", ray_nT3, square_nT33, ray_nT3)
+        across_nT = square_nT33.diagonal(dim1=-2, dim2=-1).sum(-1) - along_nT
+        depth_NT[points] = along_nT.clamp_min(0).sqrt().to(depth_NT)
+        lateral_NT[points] = (across_nT.clamp_min(0) / 2).sqrt().to(depth_NT)
+        distance_NT[points] = distance_nT.to(depth_NT)
     return Spread(
-        depth=(along_KNT.square().sum(0) / freedom).sqrt(),
-        lateral=(across_KNT.sum(0) / freedom).sqrt(),
+        depth=depth_NT,
+        lateral=lateral_NT,
         distance=distance_NT,
         seen=hypotheses.seen.transpose(0, 1),
     )
+
+
+def blocks(hypotheses: Hypotheses) -> Iterator[slice]:
+    """All points, in slices whose covariances fit in little memory."""
+    size = max(1, BLOCK // hypotheses.num_frames)
+    for start in range(0, hypotheses.num_points, size):
+        yield slice(start, start + size)

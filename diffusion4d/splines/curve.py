@@ -22,6 +22,7 @@ from diffusion4d.splines.basis import (
     refinement_matrix,
 )
 from diffusion4d.splines.bezier import de_casteljau
+from samplers.kernels import decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +79,13 @@ class BSpline:
             ValueError: some u is outside the knots.
         """
         basis = basis_functions(self._precise(u), self.knots, self.degree).to(self.ctrl.dtype)
-        if u.ndim == 1:
+        if u.ndim > 1:
+            return basis @ self.ctrl
+        taught = torch.is_grad_enabled() and (self.ctrl.requires_grad or basis.requires_grad)
+        if taught or self.ctrl.dtype not in (torch.float32, torch.float64):
             # One matrix product for the whole batch is several times faster than one for each.
             return torch.einsum("tm,...md->...td", basis, self.ctrl)
-        return basis @ self.ctrl
+        return decode.positions(self.ctrl, basis)
 
     def evaluate_de_casteljau(
         self, u: Float[Tensor, "frames"]

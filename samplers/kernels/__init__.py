@@ -1,0 +1,1 @@
+"""Fused kernels, each beside a plain twin with the same signature that says what it must compute."""
