@@ -97,7 +97,7 @@ def modes(
     Raises:
         UserError: fewer than 5 hypotheses, or 9 where the noise is to be coloured; a control point that is not in front
             of the camera.
-        ValueError: `level` outside (0, 1), or no such `noise`.
+        ValueError: `level` outside (0, 1).
     """
     hyp = hypotheses.to("cpu")
     fewest = 1 + (principal.coloured.FEWEST if noise == "coloured" else spectrum.FEWEST)

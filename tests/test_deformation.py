@@ -4,14 +4,14 @@ import dataclasses
 import json
 
 import numpy as np
+import pygltflib
 import pytest
 import torch
 from fans import fan
-from glb import read_glb
 from PIL import Image
 
 from diffusion4d import Hypotheses, cli, deformation
-from diffusion4d.deformation import shape_modes
+from diffusion4d.deformation import Deformation, shape_modes
 from diffusion4d.errors import UserError
 from diffusion4d.export.mode_picture import DPI, picture
 from diffusion4d.export.modes import FILES, report, swing_names, write_modes
@@ -40,11 +40,21 @@ def ensemble(gap: float = 0.0, noise: float = 0.01) -> Hypotheses:
     )
 
 
-def test_the_two_modes_that_were_put_in_are_found():
-    hyp = ensemble()
-    found = deformation.modes(hyp)
+@pytest.fixture(scope="module")
+def found() -> Deformation:
+    return deformation.modes(ensemble())
+
+
+@pytest.fixture(scope="module")
+def parted() -> Deformation:
+    return deformation.modes(ensemble(gap=3.0))
+
+
+def test_the_two_modes_that_were_put_in_are_found(found):
+    hyp = found.hypotheses
     assert found.num_modes == 2
-    assert found.modes.noise in ("white", "coloured")
+    # White in control points is not white in the metric: those at the ends count for less.
+    assert found.modes.noise == "coloured"
     # Depth is common to all points; the sway is of half of them, and across the ray.
     assert found.depth_share().tolist() == pytest.approx([1, 0], abs=0.02)
     assert found.common_share().tolist() == pytest.approx([1, 0.5], abs=0.03)
@@ -55,19 +65,18 @@ def test_the_two_modes_that_were_put_in_are_found():
     assert deviation.item() == pytest.approx(logs.std().item(), rel=0.02)
 
 
-def test_the_metric_is_the_integral_over_the_clip():
-    found = deformation.modes(ensemble())
+def test_the_metric_is_the_integral_over_the_clip(found):
     u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     paths = BSpline(found.directions, found.hypotheses.knots).evaluate(u)
     squared = paths.square().sum(-1).mean((1, 2))
     torch.testing.assert_close(squared, torch.ones(2).double(), rtol=1e-4, atol=0)
 
 
-def test_scores_give_the_hypotheses_back_up_to_the_noise():
-    hyp = ensemble(noise=1e-4)
-    found = deformation.modes(hyp)
-    again = found.at(found.modes.scores)
-    torch.testing.assert_close(again.control_points, hyp.control_points, atol=2e-3, rtol=0)
+def test_scores_give_the_hypotheses_back_up_to_the_noise(found):
+    hyp = found.hypotheses
+    rest = found.at(found.modes.scores).control_points - hyp.control_points
+    # The noise is 0.01 of depths of about 1.
+    assert rest.square().mean().sqrt().item() == pytest.approx(0.01, rel=0.2)
     swung = found.swing(2.0)
     assert swung.num_hypotheses == 5
     assert (swung.control_points[..., 2] > 0).all()
@@ -77,8 +86,8 @@ def test_scores_give_the_hypotheses_back_up_to_the_noise():
     assert found.swing(2.0, most=1).num_hypotheses == 3
 
 
-def test_groups_are_found_and_represented():
-    found = deformation.modes(ensemble(gap=3.0))
+def test_groups_are_found_and_represented(parted):
+    found = parted
     assert found.clusters.count == 2
     assert found.clusters.weights.tolist() == pytest.approx([2 / 3, 1 / 3])
     few = found.representatives
@@ -108,8 +117,8 @@ def test_what_is_refused():
         deformation.modes(behind)
 
 
-def test_the_files_hold_what_they_say(tmp_path):
-    found = deformation.modes(ensemble(gap=3.0))
+def test_the_files_hold_what_they_say(tmp_path, parted):
+    found = parted
     files = write_modes(found, tmp_path / "new", seconds=2.0)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(FILES)
     with np.load(files["modes.npz"], allow_pickle=False) as held:
@@ -120,7 +129,9 @@ def test_the_files_hold_what_they_say(tmp_path):
         np.testing.assert_allclose(points, again.numpy(), rtol=1e-6)
         assert held["weights"].sum() == pytest.approx(1)
         assert len(held["values"]) == K - 1
-    names = [node["name"] for node in read_glb(files["modes.glb"]).document["nodes"]]
+    document = pygltflib.GLTF2.load_from_bytes(files["modes.glb"].read_bytes())
+    assert document is not None
+    names = [node.name for node in document.nodes]
     assert {"mean", "mode_1_minus", "mode_1_plus", "mode_2_plus", "mean_point_003"} <= set(names)
     told = json.loads(files["modes.json"].read_text())
     assert told == report(found)
@@ -138,6 +149,7 @@ def test_the_files_hold_what_they_say(tmp_path):
 @pytest.mark.parametrize("case", ["nothing", "exact", "few"])
 def test_the_picture_of_a_corner_case(case):
     hyp = ensemble()
+    noise = "white" if case == "few" else "auto"
     if case == "nothing":
         hyp = dataclasses.replace(hyp, control_points=hyp.control_points[:1].expand(K, -1, -1, -1))
     if case == "exact":
@@ -145,16 +157,16 @@ def test_the_picture_of_a_corner_case(case):
         hyp = dataclasses.replace(hyp, control_points=ctrl)
     if case == "few":
         hyp = hyp.select(torch.arange(5))
-    found = deformation.modes(hyp)
+    found = deformation.modes(hyp, noise=noise)
     picture(found).canvas.draw()
     json.dumps(report(found), allow_nan=False)
 
 
 def test_the_command(tmp_path, capfd):
     ensemble().save(tmp_path)
-    assert cli.run(["modes", str(tmp_path)]) == 0
+    assert cli.run(["modes", str(tmp_path), "--noise", "coloured"]) == 0
     said = capfd.readouterr()
-    assert "modes: 2" in said.out
+    assert "modes: 2, out of coloured noise" in said.out
     assert str(tmp_path / "modes.glb") in said.out
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*FILES, "hypotheses.npz"])
 

@@ -43,9 +43,10 @@ def test_order_and_scale_and_turn_change_nothing():
 def test_one_gaussian_is_rarely_parted():
     scale = np.array([3.0, 1.0, 0.3])
     counts = [
-        clusters(np.random.default_rng(s).standard_normal((40, 3)) * scale).count for s in range(20)
+        clusters(np.random.default_rng(s).standard_normal((30, 3)) * scale, draws=39).count
+        for s in range(8)
     ]
-    assert counts.count(1) >= 17
+    assert counts.count(1) >= 7
 
 
 def test_silhouette_by_hand():

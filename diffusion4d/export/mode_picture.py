@@ -56,13 +56,16 @@ def picture(deformation: Deformation) -> "Figure":
     figure = Figure(figsize=(16, 10.6), facecolor=GROUND)
     _heading(figure, deformation)
     top = figure.add_gridspec(1, 3, left=0.055, right=0.98, top=0.865, bottom=0.53, wspace=0.2)
-    low = figure.add_gridspec(1, DRAWN, left=0.03, right=0.98, top=0.435, bottom=0.03, wspace=0.05)
+    columns = max(1, min(DRAWN, deformation.num_modes))
+    low = figure.add_gridspec(
+        1, columns, left=0.03, right=0.98, top=0.435, bottom=0.03, wspace=0.05
+    )
     _spectrum(_axes(figure, top[0], "Spectrum: deviation of every direction"), deformation)
     _law(_axes(figure, top[1], "What is left, and the law of noise"), deformation)
     _clusters(_axes(figure, top[2], "Hypotheses by their scores"), deformation)
     view = _View(deformation)
-    for i in range(DRAWN):
-        axes = _axes(figure, low[i], f"Mode {i + 1}" if i < deformation.num_modes else "")
+    for i in range(min(DRAWN, deformation.num_modes)):
+        axes = _axes(figure, low[i], f"Mode {i + 1}")
         _mode(axes, deformation, view, i)
     return figure
 
@@ -231,9 +234,6 @@ def _mode(axes: "Axes", deformation: Deformation, view: _View, i: int) -> None:
 
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
-    if i >= deformation.num_modes:
-        axes.set_axis_off()
-        return
     mean_NS2, ends = view.paths_PNS2[0], view.paths_PNS2[1 + 2 * i : 3 + 2 * i]
     middle = SAMPLES // 2
     axes.add_collection(
@@ -271,4 +271,5 @@ def _mode(axes: "Axes", deformation: Deformation, view: _View, i: int) -> None:
 
 
 def _legend(axes: "Axes", place: str) -> None:
-    axes.legend(loc=place, frameon=False, labelcolor=TEXT, fontsize=10)
+    legend = axes.legend(loc=place, labelcolor=TEXT, fontsize=10, facecolor=PANEL, framealpha=0.75)
+    legend.get_frame().set_edgecolor("none")
