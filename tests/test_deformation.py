@@ -13,6 +13,7 @@ from PIL import Image
 from diffusion4d import Hypotheses, cli, deformation
 from diffusion4d.deformation import Deformation, shape_modes
 from diffusion4d.errors import UserError
+from diffusion4d.export.glb import glb
 from diffusion4d.export.mode_picture import DPI, picture
 from diffusion4d.export.modes import FILES, report, swing_names, write_modes
 from diffusion4d.splines import BSpline
@@ -143,6 +144,8 @@ def test_the_files_hold_what_they_say(tmp_path, parted):
     # Both swings and the threshold are there.
     for ink in ((230, 159, 0), (86, 180, 233)):
         assert (np.abs(pixels - ink).max(-1) < 12).sum() > 300
+    with pytest.raises(UserError, match="need 24 names, got 1"):
+        glb(found.hypotheses, seconds=1.0, names=["alone"])
     assert swing_names(3) == ["mean", "mode_1_minus", "mode_1_plus"]
 
 
