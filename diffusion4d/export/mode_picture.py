@@ -270,6 +270,6 @@ def _mode(axes: "Axes", deformation: Deformation, view: _View, i: int) -> None:
         axes.text(0.015, 0.025, legend, transform=axes.transAxes, color=FAINT, fontsize=9.5)
 
 
-def _legend(axes: "Axes", place: str) -> None:
+def _legend(axes: "Axes", place: Any) -> None:
     legend = axes.legend(loc=place, labelcolor=TEXT, fontsize=10, facecolor=PANEL, framealpha=0.75)
     legend.get_frame().set_edgecolor("none")
