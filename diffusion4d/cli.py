@@ -1,4 +1,4 @@
-"""The command line: sample, train, train-encoder, evaluate, pack, doctor. Options are read off the settings below.
+"""The command line: sample, modes, train, train-encoder, evaluate, pack, doctor. Options are read off settings.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffusion4d.clip import Clip
-    from diffusion4d.config import BuildPack, Evaluate, Train, TrainEncoder
+    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -87,10 +87,11 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import BuildPack, Evaluate, Train, TrainEncoder
+    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[FindModes, tyro.conf.subcommand("modes")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -106,6 +107,8 @@ def run(arguments: list[str]) -> int:
         match command:
             case Sample():
                 return sample(command)
+            case FindModes():
+                return find_modes(command)
             case Train():
                 return train(command)
             case TrainEncoder():
@@ -189,6 +192,28 @@ def sample(options: Sample) -> int:
             )
     for name, value in result.assumptions.items():
         print(f"  {name}: {value}")
+    for file in files.values():
+        print(f"  {file}")
+    return 0
+
+
+def find_modes(options: "FindModes") -> int:
+    """Modes and clusters of hypotheses, to files beside them."""
+    from diffusion4d import deformation
+    from diffusion4d.export.modes import write_modes
+    from diffusion4d.hypotheses import Hypotheses
+
+    beside = options.folder if options.folder.is_dir() else options.folder.parent
+    found = deformation.modes(
+        Hypotheses.load(options.folder),
+        noise=options.noise,
+        level=options.level,
+        most_clusters=options.most_clusters,
+        seed=options.seed,
+    )
+    files = write_modes(found, options.out or beside, seconds=options.seconds)
+    print(f"  modes: {found.num_modes}, out of {found.modes.noise} noise")
+    print(f"  clusters: {found.clusters.count}")
     for file in files.values():
         print(f"  {file}")
     return 0

@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,26 @@ class BuildPack:
     """Folder for the pack. An actor replaces one of the same name."""
     only: tuple[Literal["animated", "skeletons", "mocap", "simulated"], ...] = ()
     """Kinds of tables to build; all by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FindModes:
+    """Find the modes and clusters of sampled hypotheses, and write them beside these."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz; sample 32 or more for this."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for modes.npz, modes.glb, modes.png and modes.json; that of the hypotheses by default."""
+    noise: Literal["auto", "white", "coloured"] = "auto"
+    """What modes have to stand out of; auto takes white noise where it fits and says what it took."""
+    level: float = 0.01
+    """Chance of taking noise for a mode."""
+    most_clusters: int = 8
+    """Clusters at most."""
+    seconds: float | None = None
+    """Length of the animation; the frames at 30 a second by default."""
+    seed: int = 0
+    """Of the noise that the hypotheses are compared with."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,21 @@ class Factors:
         mixed = torch.einsum("bain,bknma->bkima", self.points[:, groups], white)
         return torch.einsum("ajm,bkima->bkija", self.over_time[groups], mixed)
 
+    def whiten(self, noise: Float[Tensor, "B K N M 3"]) -> Float[Tensor, "B K N M 3"]:
+        """The inverse of `correlate`."""
+        groups = list(GROUP_OF_AXIS)
+        points_B13NN = self.points[:, groups][:, None]
+        rows = torch.linalg.solve_triangular(points_B13NN, noise.movedim(-1, 2), upper=False)
+        over_time = self.over_time[groups]
+        return torch.linalg.solve_triangular(over_time, rows.mT, upper=False).mT.movedim(2, -1)
+
+    def energy(self, noise: Float[Tensor, "B K N M 3"]) -> Float[Tensor, "B K"]:
+        """½ εᵀ (C ⊗ S)⁻¹ ε: the point graph as a motion prior on what the noise is added to, in its coordinates.
+
+        Under the noise itself it is 3 N M / 2 on average; neighbours that part cost more than those that move alike.
+        """
+        return self.whiten(noise).square().sum((-3, -2, -1)) / 2
+
 
 def squared_distances(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Between points of a clip: of places in the anchor frame, of observed motions. Both [B, N, N]."""

@@ -216,7 +216,9 @@ def test_usage_errors_exit_with_2(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sample", "train", "train-encoder", "evaluate", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["sample", "modes", "train", "train-encoder", "evaluate", "doctor"]
+)
 def test_help_of_each_command(command, capfd):
     with pytest.raises(SystemExit) as error:
         cli.run([command, "--help"])

@@ -128,3 +128,18 @@ def test_independent_residuals_are_fitted_as_independent():
     # The neighbourhood may keep its weight and shrink to the point itself; what counts is C.
     L = fitted.factors(evidence).points
     assert (L @ L.mT - torch.eye(10)).abs().mean((0, 2, 3)).max() < 0.02
+
+
+def test_whitening_undoes_correlating_and_gives_the_likelihood():
+    factors = some_noise().factors(some_evidence(N=N))
+    white = torch.randn((1, 3, N, M, 3), generator=seeded(), dtype=F64)
+    drawn = factors.correlate(white)
+    torch.testing.assert_close(factors.whiten(drawn), white)
+    # One axis against the Gaussian's own exponent.
+    only = drawn * torch.tensor([0.0, 0.0, 1.0], dtype=F64)
+    covariance = torch.kron(
+        covariance_of_points(some_noise(), 1), torch.tensor(some_noise().over_time[1], dtype=F64)
+    )
+    x = only[0, 0, ..., 2].flatten()
+    expected = x @ torch.linalg.solve(covariance, x) / 2
+    torch.testing.assert_close(factors.energy(only)[0, 0], expected, rtol=1e-5, atol=0)

@@ -21,14 +21,13 @@ be.
 Shape letters:  N points   T frames   M control points   D cosines.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffusion4d import splines
 from diffusion4d.evaluation.cases import Case
+from priors.cosines import cosine_basis
 
 COSINES = 5
 LAMBDA = 0.3
@@ -169,7 +168,7 @@ def cosine_trajectories(
     """Step 3: camera-frame points of cameras at these rotations and places of the scene's centre."""
     T = len(rotation)
     order_D = torch.arange(min(cosines, T), dtype=torch.float64)
-    cosines_TD = torch.cos(math.pi * order_D * (torch.arange(T).double() + 0.5)[:, None] / T)
+    cosines_TD = cosine_basis(T, len(order_D))
     # x as a linear map of the coefficients, [T, 3, 3 D]: which axis of X, then which cosine.
     along_T3P = torch.einsum("tij,td->tijd", rotation, cosines_TD).flatten(-2)
     design_NT2P = along_T3P[:, :2] - rays[..., None] * along_T3P[:, 2:]

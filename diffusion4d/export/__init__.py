@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ FILES = (FILE_NAME, "hypotheses.glb", "overlay.mp4", "summary.png", "summary.jso
 ASSUMED_RATE = 30.0
 """Frames per second of tracks that come without a clock."""
 
-__all__ = ["ASSUMED_RATE", "FILES", "clock", "require_writable", "write_all"]
+__all__ = ["ASSUMED_RATE", "FILES", "clock", "require_writable", "staged", "write_all"]
 
 
 def write_all(
@@ -68,7 +68,7 @@ def write_all(
     total = hyp.num_frames + len(FILES) - 1
     advance = (lambda done: None) if progress is None else (lambda done: progress(done, total))
     spent: dict[str, float] = {}
-    with _staged(Path(out_dir)) as stage:
+    with staged(Path(out_dir), FILES) as stage:
         with _timed(spent, "npz"):
             hyp.save(stage)
         advance(1)
@@ -113,13 +113,21 @@ def require_writable(out_dir: str | os.PathLike[str]) -> None:
     Raises:
         UserError: it cannot; the message says why.
     """
-    with _staged(Path(out_dir), keep=False):
+    with staged(Path(out_dir), FILES, keep=False):
         pass
 
 
 @contextlib.contextmanager
-def _staged(folder: Path, *, keep: bool = True) -> Iterator[Path]:
-    """A hidden folder inside `folder`, whose files move to `folder` at the end, if it is a good one."""
+def staged(folder: Path, names: Sequence[str], *, keep: bool = True) -> Iterator[Path]:
+    """A hidden folder inside `folder`, whose files move to `folder` at the end, if it is a good one.
+
+    Args:
+        names: of the files that will be written there.
+        keep: whether folders that had to be made stay.
+
+    Raises:
+        UserError: the folder cannot be made or written, or the disk is full. Nothing new is left.
+    """
     made: list[Path] = []
     stage: Path | None = None
     done = False
@@ -131,7 +139,7 @@ def _staged(folder: Path, *, keep: bool = True) -> Iterator[Path]:
                 parent.mkdir()
                 made.append(parent)
         stage = Path(tempfile.mkdtemp(prefix=".diffusion4d-", dir=folder))
-        for name in FILES:
+        for name in names:
             if (folder / name).is_dir():
                 raise _error(errno.EISDIR, folder / name)
         yield stage

@@ -27,6 +27,7 @@ rotation would leave the numbers in the file in other axes than its reader expec
 import itertools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,36 @@ RADIUS = 0.006
 _AXES = np.array([1.0, -1.0, -1.0])
 
 
-def write_glb(hypotheses: Hypotheses, path: str | os.PathLike[str], *, seconds: float) -> Path:
+def write_glb(
+    hypotheses: Hypotheses,
+    path: str | os.PathLike[str],
+    *,
+    seconds: float,
+    names: Sequence[str] | None = None,
+) -> Path:
     """Write the animated scene, lasting `seconds`, all of it or nothing.
 
+    Args:
+        names: of the hypotheses' nodes; `hypothesis_00` … by default.
+
     Raises:
-        UserError: the degree is above 3, which no glTF interpolation holds, or `seconds` is not
-            positive.
+        UserError: the degree is above 3, which no glTF interpolation holds, `seconds` is not positive, or
+            there are not as many names as hypotheses.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    content = glb(hypotheses, seconds=seconds)
+    content = glb(hypotheses, seconds=seconds, names=names)
     with replace_when_done(path) as temporary:
         temporary.write_bytes(content)
     return path
 
 
-def glb(hypotheses: Hypotheses, *, seconds: float) -> bytes:
+def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None = None) -> bytes:
     """The file's bytes; see `write_glb`."""
+    if names is None:
+        names = [f"hypothesis_{k:02d}" for k in range(hypotheses.num_hypotheses)]
+    if len(names) != hypotheses.num_hypotheses:
+        raise UserError(f"need {hypotheses.num_hypotheses} names, got {len(names)}")
     if hypotheses.degree > 3:
         raise UserError(f"need degree <= 3 for glTF's CUBICSPLINE, got {hypotheses.degree}")
     if not (math.isfinite(seconds) and seconds > 0):
@@ -87,10 +101,10 @@ def glb(hypotheses: Hypotheses, *, seconds: float) -> bytes:
         "cameras": [_camera(hypotheses, scale)],
         "animations": [{"name": "hypotheses", "samplers": [], "channels": []}],
     }
-    document["meshes"] = _meshes(hypotheses, buffer, document["materials"], RADIUS * scale)
+    document["meshes"] = _meshes(hypotheses, names, buffer, document["materials"], RADIUS * scale)
     time = buffer.add(keys, bounds=True)
     curves = buffer.add_each(outputs.reshape(-1, *outputs.shape[2:]))
-    _hypothesis_nodes(hypotheses, document, time, curves, outputs[:, :, 1])
+    _hypothesis_nodes(hypotheses, names, document, time, curves, outputs[:, :, 1])
     _camera_node(hypotheses, document, buffer, seconds)
     return pack(document, buffer)
 
@@ -112,7 +126,11 @@ def _keyframes(
 
 
 def _meshes(
-    hyp: Hypotheses, buffer: Buffer, materials: list[dict[str, Any]], radius: float
+    hyp: Hypotheses,
+    names: Sequence[str],
+    buffer: Buffer,
+    materials: list[dict[str, Any]],
+    radius: float,
 ) -> list[dict[str, Any]]:
     """Meshes 2k and 2k + 1 are the marker and the trails of hypothesis k; materials likewise."""
     vertices, faces = _icosahedron()
@@ -128,11 +146,11 @@ def _meshes(
     first = first.reshape(trails.shape[1:3])[:, :-1]
     segments = buffer.add(np.stack([first, first + 1], -1).ravel(), INDICES)
     meshes = []
-    for k, colour in enumerate(colours(hyp)):
+    for k, (name, colour) in enumerate(zip(names, colours(hyp), strict=True)):
         linear = _linear(colour)
         materials += [
             {
-                "name": f"hypothesis_{k:02d}",
+                "name": name,
                 "pbrMetallicRoughness": {
                     "baseColorFactor": [*linear, 1.0],
                     "metallicFactor": 0.0,
@@ -142,7 +160,7 @@ def _meshes(
                 "emissiveFactor": [0.4 * c for c in linear],
             },
             {
-                "name": f"hypothesis_{k:02d}_trails",
+                "name": f"{name}_trails",
                 "pbrMetallicRoughness": {"baseColorFactor": [*linear, 0.5], "metallicFactor": 0.0},
                 "alphaMode": "BLEND",
                 "extensions": {"KHR_materials_unlit": {}},
@@ -156,14 +174,15 @@ def _meshes(
             "material": 2 * k + 1,
         }
         meshes += [
-            {"name": f"hypothesis_{k:02d}_point", "primitives": [{**marker, "material": 2 * k}]},
-            {"name": f"hypothesis_{k:02d}_trails", "primitives": [lines]},
+            {"name": f"{name}_point", "primitives": [{**marker, "material": 2 * k}]},
+            {"name": f"{name}_trails", "primitives": [lines]},
         ]
     return meshes
 
 
 def _hypothesis_nodes(
     hyp: Hypotheses,
+    names: Sequence[str],
     document: dict[str, Any],
     time: int,
     curves: list[int],
@@ -171,8 +190,7 @@ def _hypothesis_nodes(
 ) -> None:
     nodes, animation = document["nodes"], document["animations"][0]
     scores, rank = hyp.scores().tolist(), hyp.rank().tolist()
-    for k in range(hyp.num_hypotheses):
-        name = f"hypothesis_{k:02d}"
+    for k, name in enumerate(names):
         parent = len(nodes)
         first_point = parent + 3
         children = list(range(first_point, first_point + hyp.num_points))

@@ -3,6 +3,7 @@
 from diffusion4d.splines.basis import basis_functions, basis_matrix, greville, knot_vector
 from diffusion4d.splines.bezier import de_casteljau
 from diffusion4d.splines.curve import BSpline, hermite
+from diffusion4d.splines.gram import gram_matrix
 from diffusion4d.splines.least_squares import fit
 from diffusion4d.splines.lengths import arc_length, natural_parameter, parameter_at
 
@@ -13,6 +14,7 @@ __all__ = [
     "basis_matrix",
     "de_casteljau",
     "fit",
+    "gram_matrix",
     "greville",
     "hermite",
     "knot_vector",
