@@ -20,7 +20,7 @@ from diffusion4d.denoiser import SCHEDULE, ClipDenoiser
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.noise import Factors
-from samplers import grids, tables
+from samplers import grids, multistep, tables
 from samplers.noise import Noise, SeededNoise
 from samplers.schedules import Schedule
 from samplers.solve import solve
@@ -66,7 +66,7 @@ def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) 
         case "ddim":
             return tables.ddim(schedule, grid)
         case "dpmpp_2m":
-            return tables.dpmpp_2m(schedule, grid)
+            return multistep.dpmpp_2m(schedule, grid)
         case "euler":
             return tables.euler(schedule, grid)
     raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")

@@ -1,10 +1,11 @@
 """The one loop: apply a table's rows to a denoiser, from noise to data.
 
-x_s = a x_t + b x̂_0 + d x̂_0,prev + e ε, row by row (see tables.py). Guidance is in the denoiser,
+x_s = a x_t + b x̂_0 + Σ_j d_j x̂_0^(−j) + e ε, row by row (see tables.py). Guidance is in the denoiser,
 randomness and progress are arguments, and nothing is kept between calls. Gradients flow through all steps unless
 the caller says otherwise, so that a few-step sampler can itself be trained.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,8 @@ def solve(
         *(c.tolist() for c in (table.times[:-1], table.a, table.b, table.d, table.e)), strict=True
     )
     time_dtype = torch.promote_types(x_1.dtype, torch.float32)
-    x, x_0_prev = x_1, None
+    x = x_1
+    earlier: deque[Tensor] = deque(maxlen=table.lags)
     for step, (t, a, b, d, e) in enumerate(rows):
         x_0 = denoise(x, torch.tensor(t, dtype=time_dtype, device=x.device))
         if x_0.shape != x.shape:
@@ -52,11 +54,13 @@ def solve(
                 f"the denoiser must keep the shape {tuple(x.shape)}, got {tuple(x_0.shape)}"
             )
         x_s = a * x + b * x_0
-        if d != 0 and x_0_prev is not None:
-            x_s = x_s + d * x_0_prev
+        for weight, answer in zip(d, earlier, strict=False):
+            if weight != 0:
+                x_s = x_s + weight * answer
         if e != 0 and noise is not None:
             x_s = x_s + e * noise.at(step).to(x)
-        x, x_0_prev = x_s, x_0
+        x = x_s
+        earlier.appendleft(x_0)
         if progress is not None:
             progress(step + 1, table.num_steps)
     return x

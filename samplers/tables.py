@@ -1,20 +1,29 @@
 r"""A sampler is a table: one row of coefficients a step, worked out once, in float64.
 
-    x_s = a x_t + b x̂_0 + d x̂_0,prev + e ε,    x̂_0 = denoise(x_t, t),    ε ~ N(0, I)
+    x_s = a x_t + b x̂_0 + Σ_j d_j x̂_0^(−j) + e ε,    x̂_0 = denoise(x_t, t),    ε ~ N(0, I)
 
-with x̂_0,prev the denoiser's answer one step earlier. Predicting ε, v or a velocity changes nothing
-here: those are linear in (x_t, x̂_0), see predictions.py.
+with x̂_0^(−j) the denoiser's answer j rows earlier. Predicting ε, v or a velocity changes nothing here: those
+are linear in (x_t, x̂_0), see predictions.py. A row is one evaluation, whatever the method:
 
-    ddim        order 1, deterministic   Song et al. 2021a, eq. 12 with no noise
-    ancestral   stochastic               Song et al. 2021a, eq. 16; η = 1 is Ho et al. 2020, eq. 7
-    dpmpp_2m    order 2, deterministic   Lu et al. 2022 (DPM-Solver++), algorithm 2
-    euler       order 1, deterministic   Euler on the straight path (Liu et al. 2023)
-    angular     order 1, deterministic   Euler on the circle (velocity of Salimans & Ho 2022)
+    tables.py       ddim           order 1   Song et al. 2021a, eq. 12 with no noise; DPM-Solver++(1S)
+                    ancestral      noise     Song et al. 2021a, eq. 16; η = 1 is Ho et al. 2020, eq. 7 (DDPM)
+                    euler          order 1   Euler on the straight path (Liu et al. 2023)
+                    angular        order 1   Euler on the circle (velocity of Salimans & Ho 2022)
+    multistep.py    dpmpp_2m       order 2   Lu et al. 2022 (DPM-Solver++), algorithm 2
+                    dpmpp_2m_sde   noise     the same, eq. 18
+                    unipc          order p+1 Zhao et al. 2023, corrector included
+    singlestep.py   heun           order 2   Karras et al. 2022, algorithm 1 without churn, on three paths
+                    dpmpp_2s       order 2   Lu et al. 2022, algorithm 1
+    from_diffusers.py                        any linear scheduler of diffusers
 
-A step to t = 0 has a = d = e = 0 and b = 1: it returns the denoiser's answer. Only `angular` keeps a little of x_t.
+Multistep methods need earlier answers, which is what d is for. A method that evaluates twice a step, or that
+corrects its last step once the next answer is known, seems to need an earlier x as well. It does not: x_t went into
+the x at hand by a row that is known, so it can be put as that x less earlier answers, and d takes those.
+
+Of the rows here one to t = 0 has a = d = e = 0 and b = 1: it returns the denoiser's answer. Only `angular` keeps a
+little of x_t.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -22,27 +31,38 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from samplers.flows import circle, euler_rows, straight
 from samplers.grids import check_grid
 from samplers.schedules import Schedule
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Coefficients of S steps through S + 1 times, all float64.
+    """Coefficients of S rows, all float64.
 
-    times: `[S+1]`, strictly falling within [0, 1]; step i goes from times[i] to times[i + 1].
-    a, b, d, e: `[S]`, the weights of x_t, x̂_0, the previous x̂_0, and fresh noise. d[0] is 0.
-    Raises ValueError for a bad grid or coefficients that are not finite.
+    times: `[S+1]`, within [0, 1], never rising; row i asks the denoiser at times[i] and arrives at times[i + 1].
+        A method that asks twice at one time has that time twice.
+    a, b, e: `[S]`, the weights of x_t, x̂_0 and fresh noise.
+    d: `[S, lags]`, the weights of earlier answers, the latest first. Row i has only i of them: d[i, i:] is 0.
+    Raises ValueError for bad times, or coefficients of another shape, not finite, or of answers not yet given.
     """
 
     times: Float64[Tensor, "times"]
-    a: Float64[Tensor, "steps"]
-    b: Float64[Tensor, "steps"]
-    d: Float64[Tensor, "steps"]
-    e: Float64[Tensor, "steps"]
+    a: Float64[Tensor, "rows"]
+    b: Float64[Tensor, "rows"]
+    d: Float64[Tensor, "rows lags"]
+    e: Float64[Tensor, "rows"]
 
     def __post_init__(self) -> None:
-        check_grid(self.times)
+        times = self.times
+        if times.dim() != 1 or len(times) < 2 or times.dtype != torch.float64:
+            raise ValueError(
+                "need at least 2 float64 times in one row, "
+                f"got {times.dtype} of shape {tuple(times.shape)}"
+            )
+        # All comparisons are false for NaN, so NaN is refused as well.
+        if not (bool((times.diff() <= 0).all()) and bool(((times >= 0) & (times <= 1)).all())):
+            raise ValueError(f"need times within [0, 1] that never rise, got {times.tolist()}")
         for name in ("a", "b", "d", "e"):
             column = getattr(self, name)
             if len(column) != self.num_steps:
@@ -52,17 +72,34 @@ class Table:
                 )
             if not bool(column.isfinite().all()):
                 raise ValueError(f"need finite coefficients, got {name}={column.tolist()}")
-        if self.d[0] != 0:
-            raise ValueError(f"the first step has no step before it: need d[0]=0, got {self.d[0]}")
+        if bool((self.d.triu() != 0).any()):
+            raise ValueError(
+                f"row i has i rows before it: need d[i, i:] = 0, got d={self.d.tolist()}"
+            )
 
     @property
     def num_steps(self) -> int:
-        """The number of denoiser evaluations, too: one a step."""
+        """The number of rows, and of denoiser evaluations: one a row."""
         return len(self.times) - 1
+
+    @property
+    def lags(self) -> int:
+        """How many earlier answers the rows reach back to."""
+        return self.d.shape[1]
 
     @property
     def is_stochastic(self) -> bool:
         return bool((self.e != 0).any())
+
+
+def memoryless(
+    times: Float64[Tensor, "times"],
+    a: Float64[Tensor, "rows"],
+    b: Float64[Tensor, "rows"],
+    e: Float64[Tensor, "rows"] | None = None,
+) -> Table:
+    """A table whose rows use the present answer alone; deterministic without e."""
+    return Table(times, a, b, a.new_zeros(len(a), 0), torch.zeros_like(a) if e is None else e)
 
 
 def ddim(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
@@ -74,7 +111,7 @@ def ddim(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     a = sigma[1:] / sigma[:-1]
     b = alpha[1:] - alpha[:-1] * a
-    return Table(grid, a, b, torch.zeros_like(a), torch.zeros_like(a))
+    return memoryless(grid, a, b)
 
 
 def ancestral(
@@ -105,63 +142,25 @@ def ancestral(
     alpha_t, sigma_t = alpha[:-1].square(), sigma[:-1].square()
     unknown = data_variance * sigma_t / (alpha_t * data_variance + sigma_t)
     e = (eta**2 * sigma[1:].square() * renewed + b.square() * unknown).sqrt()
-    return Table(grid, a, b, torch.zeros_like(a), e)
-
-
-def dpmpp_2m(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
-    """Extrapolate x̂_0 linearly in λ = log(α / σ) from the last two answers. Second order.
-
-    With h = λ_s − λ_t and r = h_prev / h:
-    x_s = (σ_s / σ_t) x_t + α_s (1 − e^{−h}) ((1 + 1/2r) x̂_0 − (1/2r) x̂_0,prev).
-    Where λ is infinite there is nothing to extrapolate along, and the step is first order (`ddim`):
-    the first, one that follows a start from pure noise, and one that ends at the data. On a uniform
-    grid from such a start to the data the measured error falls as log S / S².
-    Raises ValueError for a bad grid.
-    """
-    first_order = ddim(schedule, grid)
-    log_snr = schedule.log_snr(grid)
-    extrapolation = [0.0]
-    for h_prev, h in itertools.pairwise((log_snr.diff() / 2).tolist()):
-        finite = math.isfinite(h) and math.isfinite(h_prev)
-        extrapolation.append(h / (2 * h_prev) if finite else 0.0)
-    weight = torch.tensor(extrapolation, dtype=torch.float64)
-    # first_order.b is α_s (1 − e^{−h}) written without λ, so it holds at the ends as well.
-    b, d = first_order.b * (1 + weight), -first_order.b * weight
-    return Table(grid, first_order.a, b, d, torch.zeros_like(b))
+    return memoryless(grid, a, b, e)
 
 
 def euler(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
-    """Euler's method on the straight path from noise to data. First order.
+    """Euler's method on the straight path from noise to data (`flows.straight`). First order.
 
-    x / (α + σ) runs along the straight path at time r = σ / (α + σ), where the flow has velocity
-    (x − x̂_0) / r; on the rectified schedule r = t. The path being straight for fixed x̂_0, this is
-    `ddim` in other words, for every schedule; it exists so that flow-matching settings have their
-    name, and a test holds the equality. Raises ValueError for a bad grid.
+    The path being straight for fixed x̂_0, this is `ddim` in other words, for every schedule; it exists so that
+    flow-matching settings have their name, and a test holds the equality. Raises ValueError for a bad grid.
     """
     check_grid(grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    scale = alpha + sigma
-    r = sigma / scale
-    velocity_step = r.diff() / r[:-1]
-    a = scale[1:] / scale[:-1] * (1 + velocity_step)
-    b = -scale[1:] * velocity_step
-    return Table(grid, a, b, torch.zeros_like(a), torch.zeros_like(a))
+    return memoryless(grid, *euler_rows(straight(schedule, grid)))
 
 
 def angular(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
-    """Euler's method on the circle from noise to data. First order, and exact where there is nothing to learn.
+    """Euler's method on the circle (`flows.circle`). First order, and exact where there is nothing to learn.
 
-    With φ = atan2(σ, α), x̄ = x / sqrt(α² + σ²) turns with velocity v = dx̄/dφ = (cos φ x̄ − x̂_0) / sin φ
-    (Salimans & Ho 2022, appendix D), and a step is x̄_s = x̄_t − (φ_t − φ_s) v. For standard normal data v = 0
-    and any number of steps gives samples of unit variance, while S steps of `ddim` shrink their deviation to
-    cos(π / 2S)^S: .71 at S = 2, .86 at 8. So where data are nearly standard normal, such as whitened residuals,
-    few steps keep their spread. Raises ValueError for a bad grid.
+    For standard normal data nothing moves there and any number of steps gives samples of unit variance, while S steps
+    of `ddim` shrink their deviation to cos(π / 2S)^S: .71 at S = 2, .86 at 8. So where data are nearly standard
+    normal, such as whitened residuals, few steps keep their spread. Raises ValueError for a bad grid.
     """
     check_grid(grid)
-    alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
-    scale = torch.hypot(alpha, sigma)
-    turn = -torch.atan2(sigma, alpha).diff()
-    cos, sin = (alpha / scale)[:-1], (sigma / scale)[:-1]
-    a = scale[1:] / scale[:-1] * (1 - turn * cos / sin)
-    b = scale[1:] * turn / sin
-    return Table(grid, a, b, torch.zeros_like(a), torch.zeros_like(a))
+    return memoryless(grid, *euler_rows(circle(schedule, grid)))

@@ -38,7 +38,10 @@ def deviation_without_knowledge(table: Table) -> float:
     cov = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=F64)
     for i, alpha in enumerate(SCHEDULE.alpha(table.times[:-1]).tolist()):
         step = torch.tensor(
-            [[float(table.a[i]) + float(table.b[i]) * alpha, float(table.d[i])], [alpha, 0.0]],
+            [
+                [float(table.a[i]) + float(table.b[i]) * alpha, float(table.d[i].sum())],
+                [alpha, 0.0],
+            ],
             dtype=F64,
         )
         cov = step @ cov @ step.T

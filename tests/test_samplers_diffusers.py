@@ -14,11 +14,12 @@ from torch import Tensor
 
 from samplers.grids import uniform
 from samplers.guidance import corrected
+from samplers.multistep import dpmpp_2m
 from samplers.noise import SeededNoise
 from samplers.predictions import Kind, from_prediction
 from samplers.schedules import DiscreteSchedule, RectifiedSchedule
 from samplers.solve import Denoise, solve
-from samplers.tables import ancestral, ddim, dpmpp_2m, euler
+from samplers.tables import ancestral, ddim, euler
 
 # diffusers hands torch tensors to np.array; its arithmetic is what matters here.
 pytestmark = pytest.mark.filterwarnings(

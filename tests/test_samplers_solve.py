@@ -11,11 +11,12 @@ from torch import Tensor
 
 from samplers.grids import uniform
 from samplers.guidance import cfg, corrected
+from samplers.multistep import dpmpp_2m
 from samplers.noise import SeededNoise
 from samplers.predictions import Kind, from_prediction, target, to_x_0
 from samplers.schedules import CosineSchedule, RectifiedSchedule, Schedule
 from samplers.solve import solve
-from samplers.tables import Table, ancestral, ddim, dpmpp_2m
+from samplers.tables import Table, ancestral, ddim
 
 F64 = torch.float64
 # A busy machine must not fail a property for being slow.
@@ -99,17 +100,22 @@ def test_bad_seeds_are_refused(make, message: str) -> None:
 
 
 def test_the_loop_is_its_formula() -> None:
-    columns = torch.tensor(
-        [[0.7, 0.2, 0.1], [0.4, 0.9, 1], [0, -0.3, 0.2], [0.5, 0, 0.6]], dtype=F64
-    )
-    table = Table(uniform(3), *columns)
+    a, b, e = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.9, 1], [0.5, 0, 0.6]], dtype=F64)
+    d = torch.tensor([[0, 0], [-0.3, 0], [0.2, 0.7]], dtype=F64)
+    table = Table(uniform(3), a, b, d, e)
     noise = SeededNoise([4, 9], (2,), dtype=F64)
     denoise = Counted(0.8)
-    x, previous = noise.initial(), torch.zeros(2, 2, dtype=F64)
+    x, answers = noise.initial(), [torch.zeros(2, 2, dtype=F64)] * 2
     for i in range(3):
-        a, b, d, e = columns[:, i]
         x_0 = torch.tanh(0.8 * x) + table.times[i]
-        x, previous = a * x + b * x_0 + d * previous + e * noise.at(i), x_0
+        x = (
+            a[i] * x
+            + b[i] * x_0
+            + d[i, 0] * answers[-1]
+            + d[i, 1] * answers[-2]
+            + e[i] * noise.at(i)
+        )
+        answers.append(x_0)
     seen: list[tuple[int, int]] = []
     answer = solve(table, denoise, noise.initial(), noise, lambda *done: seen.append(done))
     torch.testing.assert_close(answer, x, rtol=1e-14, atol=1e-14)

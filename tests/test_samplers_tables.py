@@ -10,13 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config
 from torch import Tensor
 
 from samplers.grids import karras, log_snr_uniform, uniform
+from samplers.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
 from samplers.noise import SeededNoise
 from samplers.schedules import CosineSchedule, DiscreteSchedule, RectifiedSchedule, Schedule
+from samplers.singlestep import dpmpp_2s, heun
 from samplers.solve import solve
-from samplers.tables import Table, ancestral, angular, ddim, dpmpp_2m, euler
+from samplers.tables import Table, ancestral, angular, ddim, euler
 
 F64 = torch.float64
 # A busy machine must not fail a property for being slow.
@@ -27,6 +30,22 @@ CONTINUOUS = [
     pytest.param(RectifiedSchedule(), id="rectified"),
 ]
 SCHEDULES = [*CONTINUOUS, pytest.param(LINEAR, id="discrete")]
+
+
+def heun_circle(schedule: Schedule, grid: Tensor) -> Table:
+    return heun(schedule, grid, "circle")
+
+
+def heun_exploding(schedule: Schedule, grid: Tensor) -> Table:
+    return heun(schedule, grid, "exploding")
+
+
+def unipc_1(schedule: Schedule, grid: Tensor) -> Table:
+    return unipc(schedule, grid, 1)
+
+
+def unipc_3(schedule: Schedule, grid: Tensor) -> Table:
+    return unipc(schedule, grid, 3)
 
 
 @dataclass(frozen=True)
@@ -75,14 +94,36 @@ def orders(sampler, oracle: Mixture, start: float, end: float, counts: tuple[int
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize("variance", [0.3, 2.0])
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (euler, 1), (angular, 1), (dpmpp_2m, 2)])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (ddim, 1),
+        (euler, 1),
+        (angular, 1),
+        (dpmpp_2m, 2),
+        (dpmpp_2s, 2),
+        (heun, 2),
+        (heun_circle, 2),
+        (heun_exploding, 2),
+        (unipc_1, 2),
+        (unipc, 3),
+    ],
+)
 def test_order_of_convergence(sampler, order: int, schedule: Schedule, variance: float) -> None:
     oracle = Mixture.of(schedule, (1.0, 0.7, variance))
     measured = orders(sampler, oracle, 0.95, 0.05, (160, 320, 640, 1280))
     torch.testing.assert_close(measured[-1].item(), float(order), rtol=0, atol=0.03)
     torch.testing.assert_close(
-        measured, torch.full((3,), float(order), dtype=F64), rtol=0, atol=0.12
+        measured, torch.full((3,), float(order), dtype=F64), rtol=0, atol=0.13
     )
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS)
+def test_unipc_of_third_order_is_of_fourth(schedule: Schedule) -> None:
+    # Beyond 160 steps its error reaches that of float64.
+    oracle = Mixture.of(schedule, (1.0, 0.7, 0.3))
+    measured = orders(unipc_3, oracle, 0.95, 0.05, (80, 160, 320))
+    torch.testing.assert_close(measured, torch.full((2,), 4.0, dtype=F64), rtol=0, atol=0.22)
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
@@ -92,6 +133,10 @@ def test_order_over_the_whole_road(schedule: Schedule) -> None:
     first = orders(ddim, oracle, 1.0, 0.0, counts)
     torch.testing.assert_close(first, torch.ones(2, dtype=F64), rtol=0, atol=0.02)
     # With an infinite log-SNR at either end the extrapolation costs a logarithm: n^-2 log n.
+    # Heun asks where the flow is smooth on both paths, so only its last step is of first order.
+    for sampler in (heun, heun_circle):
+        second = orders(sampler, oracle, 1.0, 0.0, counts)
+        torch.testing.assert_close(second, torch.full((2,), 2.0, dtype=F64), rtol=0, atol=0.02)
     second = orders(dpmpp_2m, oracle, 1.0, 0.0, counts)
     log_n = torch.tensor(counts, dtype=F64).log().log2()
     torch.testing.assert_close(second, 2 - log_n.diff(), rtol=0, atol=0.12)
@@ -124,8 +169,8 @@ def falling_times(draw: st.DrawFn) -> Tensor:
 
 
 def tables_of(schedule: Schedule, grid: Tensor, eta: float) -> list[Table]:
-    tables = [sampler(schedule, grid) for sampler in (ddim, dpmpp_2m, euler)]
-    return [*tables, ancestral(schedule, grid, eta)]
+    samplers = (ddim, dpmpp_2m, dpmpp_2m_sde, euler, unipc, unipc_3)
+    return [*(sampler(schedule, grid) for sampler in samplers), ancestral(schedule, grid, eta)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -136,10 +181,25 @@ def test_a_known_answer_keeps_its_marginals(schedule: Schedule, grid: Tensor, et
     # and the variance of every row follow.
     alpha, sigma = schedule.alpha(grid), schedule.sigma(grid)
     for table in tables_of(schedule, grid, eta):
-        mean = table.a * alpha[:-1] + table.b + table.d
+        mean = table.a * alpha[:-1] + table.b + table.d.sum(1)
         torch.testing.assert_close(mean, alpha[1:], rtol=0, atol=1e-12)
         variance = (table.a * sigma[:-1]) ** 2 + table.e**2
         torch.testing.assert_close(variance, sigma[1:] ** 2, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampler", [heun, dpmpp_2s])
+@PROPERTY
+@given(grid=falling_times())
+def test_two_evaluations_a_step_keep_the_marginals(
+    sampler, schedule: Schedule, grid: Tensor
+) -> None:
+    table = sampler(schedule, grid)
+    alpha = schedule.alpha(table.times)
+    mean = table.a * alpha[:-1] + table.b + table.d.sum(1)
+    torch.testing.assert_close(mean, alpha[1:], rtol=0, atol=1e-9)
+    sigma = schedule.sigma(table.times)
+    torch.testing.assert_close(table.a * sigma[:-1], sigma[1:], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -148,13 +208,17 @@ def test_a_known_answer_keeps_its_marginals(schedule: Schedule, grid: Tensor, et
 def test_named_limits(schedule: Schedule, grid: Tensor) -> None:
     first = ddim(schedule, grid)
     for other in (euler(schedule, grid), ancestral(schedule, grid, eta=0.0)):
-        for column in "abde":
+        assert other.lags == 0
+        for column in "abe":
             expected = getattr(first, column)
             torch.testing.assert_close(getattr(other, column), expected, rtol=1e-12, atol=1e-12)
         assert not other.is_stochastic
     for table in tables_of(schedule, grid, 1.0):
-        last = [getattr(table, column)[-1].item() for column in "abde"]
-        assert (last == [0, 1, 0, 0]) == (grid[-1] == 0)
+        last = [
+            *(column[-1].item() for column in (table.a, table.b, table.e)),
+            *table.d[-1].tolist(),
+        ]
+        assert (last == [0, 1, 0] + [0] * table.lags) == (grid[-1] == 0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -232,7 +296,20 @@ def test_ancestral_keeps_the_variance_of_a_gaussian(schedule: Schedule, eta: flo
 
 @pytest.mark.parametrize("schedule", CONTINUOUS)
 @pytest.mark.parametrize(
-    "sampler", [ddim, dpmpp_2m, euler, angular, ancestral, lambda s, g: ancestral(s, g, 0.5)]
+    "sampler",
+    [
+        ddim,
+        dpmpp_2m,
+        dpmpp_2m_sde,
+        dpmpp_2s,
+        unipc,
+        euler,
+        angular,
+        heun,
+        heun_circle,
+        ancestral,
+        lambda s, g: ancestral(s, g, 0.5),
+    ],
 )
 def test_a_mixture_gets_its_weights_back(sampler, schedule: Schedule) -> None:
     oracle = Mixture.of(schedule, (0.15, -1.5, 0.01), (0.6, 0.2, 0.02), (0.25, 1.4, 0.01))
@@ -256,18 +333,89 @@ def test_bad_eta_is_refused(eta: float) -> None:
         ancestral(CosineSchedule(), uniform(4), eta)
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, dpmpp_2m, euler, angular])
+@pytest.mark.parametrize(
+    "sampler", [ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, angular, heun, unipc]
+)
 def test_bad_grids_are_refused(sampler) -> None:
     for grid in ([0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0], [2.0, 0.0]):
         with pytest.raises(ValueError, match="need"):
             sampler(CosineSchedule(), torch.tensor(grid, dtype=F64))
 
 
+def moments(table: Table, oracle: Mixture, mean: float) -> tuple[float, float]:
+    """Mean and variance after a table's rows, for a Gaussian and thus a denoiser k x_t + c."""
+    (scale, _), zero = oracle.scales(table.times), torch.zeros((), dtype=F64)
+    first, second = torch.tensor([mean, 0, 1], dtype=F64), torch.zeros(3, 3, dtype=F64)
+    second[0, 0] = scale[0].squeeze() ** 2
+    earlier = table.d.sum(1)
+    for i, t in enumerate(table.times[:-1]):
+        c = oracle.denoise(zero, t)
+        k = oracle.denoise(zero + 1, t) - c
+        # (x_t, x̂_0 of the row before, 1), whose first two are jointly Gaussian.
+        step = torch.zeros(3, 3, dtype=F64)
+        step[0] = torch.stack([table.a[i] + table.b[i] * k, earlier[i], table.b[i] * c])
+        step[1, 0], step[1, 2], step[2, 2] = k, c, 1
+        first, second = step @ first, step @ second @ step.T
+        second[0, 0] += table.e[i] ** 2
+    return first[0].item(), second[0, 0].item()
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS)
+@pytest.mark.parametrize(("sampler", "order"), [(ancestral, 1), (dpmpp_2m_sde, 2)])
+def test_order_of_the_variance(sampler, order: int, schedule: Schedule) -> None:
+    oracle = Mixture.of(schedule, (1.0, 0.7, 0.3))
+    ends = torch.tensor([0.7, 0.4], dtype=F64)
+    scale, alpha = oracle.scales(ends)
+    errors = []
+    for count in (80, 160, 320):
+        table = sampler(schedule, torch.linspace(0.7, 0.4, count + 1, dtype=F64))
+        mean, variance = moments(table, oracle, (alpha[0] * 0.7).item())
+        # E[x_s | x_t] is linear in E[x_0 | x_t], so the mean is right at any number of steps.
+        torch.testing.assert_close(mean, (alpha[1] * 0.7).item())
+        errors.append(variance - scale[1].item() ** 2)
+    measured = -torch.tensor(errors, dtype=F64).abs().log2().diff()
+    torch.testing.assert_close(
+        measured, torch.full((2,), float(order), dtype=F64), rtol=0, atol=0.01
+    )
+
+
+def test_heun_and_unipc_refuse() -> None:
+    schedule, grid = CosineSchedule(), uniform(4)
+    with pytest.raises(ValueError, match=r"alpha > 0 at the first time, got 0 at t=1\.0"):
+        heun(schedule, grid, "exploding")
+    with pytest.raises(ValueError, match="got order=4"):
+        unipc(schedule, grid, 4)
+    # Without the type checks of the test run, as for a user.
+    config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match="straight, exploding, circle, got 'bent'"):
+            heun(schedule, grid, "bent")  # type: ignore[arg-type]
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+def test_two_evaluations_at_one_time_are_two_rows() -> None:
+    table = heun(RectifiedSchedule(), uniform(2))
+    assert table.times.tolist() == [1.0, 0.5, 0.5, 0.0]
+    assert (table.num_steps, table.lags, table.is_stochastic) == (3, 1, False)
+    # x_m = (x_1 + x̂) / 2; then x_m + (v_m − v_1) (−1/2) / 2 with v = (x − x̂) / t: the answers' difference alone.
+    assert table.a.tolist() == [0.5, 1.0, 0.0]
+    assert table.b.tolist() == [0.5, 0.5, 1.0]
+    assert table.d.flatten().tolist() == [0.0, -0.5, 0.0]
+
+
 def test_a_table_checks_its_columns() -> None:
     zero, one = torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64)
+    none = torch.zeros(2, 0, dtype=F64)
     with pytest.raises(ValueError, match="a of length 1 for 2 steps"):
-        Table(uniform(2), *[one[:1]] * 4)
+        Table(uniform(2), one[:1], one[:1], none[:1], one[:1])
     with pytest.raises(ValueError, match="finite coefficients, got e"):
-        Table(uniform(2), zero, one, zero, one / 0)
-    with pytest.raises(ValueError, match=r"d\[0\]=0"):
-        Table(uniform(2), zero, one, one, zero)
+        Table(uniform(2), zero, one, none, one / 0)
+    with pytest.raises(ValueError, match=r"d\[i, i:\] = 0"):
+        Table(uniform(2), zero, one, one[:, None], zero)
+    with pytest.raises(ValueError, match="never rise"):
+        Table(uniform(2).flip(0), zero, one, none, zero)
+    with pytest.raises(
+        ValueError, match=r"at least 2 float64 times in one row, got torch.float64 of shape \(1,\)"
+    ):
+        Table(one[:1], zero[:0], zero[:0], none[:0], zero[:0])
