@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from samplers.predictions import Kind, Predict, target, to_x_0
-from samplers.solve import Denoise
+from samplers.predictions import Kind, Predict, Prediction, target
 from samplers.tables import Table
 
 
@@ -70,6 +69,27 @@ _TOLERANCE: Final = 2e-5
 
 
 @dataclass(frozen=True, eq=False)
+class Levels:
+    """α and σ at a table's times, as a prediction needs them; any other t gets those of the nearest one."""
+
+    times: Float64[Tensor, "times"]
+    alphas: Float64[Tensor, "times"]
+    sigmas: Float64[Tensor, "times"]
+
+    def _at(self, t: Tensor, values: Tensor) -> Tensor:
+        nearest = (self.times.to(t) - t[..., None]).abs().argmin(-1)
+        return values.to(t)[nearest]
+
+    def alpha(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Scale of the signal."""
+        return self._at(t, self.alphas)
+
+    def sigma(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Scale of the noise."""
+        return self._at(t, self.sigmas)
+
+
+@dataclass(frozen=True, eq=False)
 class Converted:
     """A table, and how the network that the scheduler was made for says x_0.
 
@@ -87,16 +107,14 @@ class Converted:
     sigma: Float64[Tensor, "times"]
     initial_scale: float
 
-    def denoiser(self, predict: Predict) -> Denoise:
+    def denoiser(self, predict: Predict) -> Prediction:
         """A network that takes (x_t, diffusers' time step) as a denoiser for this table's times."""
 
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
             row = (self.table.times[:-1].to(t) - t).abs().argmin()
-            alpha, sigma = (level.to(x_t)[row] for level in (self.alpha, self.sigma))
-            prediction = predict(x_t, self.timesteps.to(x_t.device)[row])
-            return to_x_0(self.kind, prediction, x_t, alpha, sigma)
+            return predict(x_t, self.timesteps.to(x_t.device)[row])
 
-        return denoise
+        return Prediction(Levels(self.table.times, self.alpha, self.sigma), self.kind, (network,))
 
 
 def convert(

@@ -8,11 +8,13 @@ other, so mixing x̂_0 is the same as mixing any of them. C may be a posterior s
 least-squares projection onto what was observed.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 from torch import Tensor
 
+from samplers.predictions import Prediction
 from samplers.solve import Denoise
 
 Correct = Callable[[Tensor], Tensor]
@@ -23,7 +25,8 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
     """Classifier-free guidance: 0 ignores the evidence, 1 is the model, above 1 exaggerates it.
 
     Two evaluations a step; at scale 0 and 1 the one denoiser that is needed is returned itself, so
-    the other is never called. Raises ValueError for a scale that is not finite.
+    the other is never called. Two networks of one kind, schedule and no limit stay a `Prediction`, which `solve` mixes
+    within its update. Raises ValueError for a scale that is not finite.
     """
     if not math.isfinite(scale):
         raise ValueError(f"need a finite scale, got scale={scale}")
@@ -31,6 +34,13 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
         return uncond
     if scale == 1:
         return cond
+
+    if isinstance(cond, Prediction) and isinstance(uncond, Prediction):
+        alone = len(cond.networks) == len(uncond.networks) == 1
+        same = (cond.schedule, cond.kind) == (uncond.schedule, uncond.kind)
+        if alone and same and cond.limit is None and uncond.limit is None:
+            networks = (cond.networks[0], uncond.networks[0])
+            return dataclasses.replace(cond, networks=networks, gains=(scale, 1 - scale))
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         x_0_uncond = uncond(x_t, t)

@@ -1,17 +1,19 @@
 """The one loop: apply a table's rows to a denoiser, from noise to data.
 
 x_s = a x_t + b x̂_0 + Σ_j d_j x̂_0^(−j) + e ε, row by row (see tables.py). Guidance is in the denoiser,
-randomness and progress are arguments, and nothing is kept between calls. Gradients flow through all steps unless
-the caller says otherwise, so that a few-step sampler can itself be trained.
+randomness and progress are arguments, and nothing is kept between calls. Gradients flow through all steps of the
+reference backend unless the caller says otherwise, so that a few-step sampler can itself be trained.
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from samplers.kernels.update import Backend, Parts, Row, update_of
 from samplers.noise import Noise
 from samplers.tables import Table
 
@@ -22,23 +24,36 @@ Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
 
 
+@runtime_checkable
+class InParts(Protocol):
+    """A denoiser that can leave the last sums to the update (`predictions.Prediction`)."""
+
+    def parts(self, x_t: Tensor, t: Tensor, time: float) -> Parts:
+        """What x̂_0 is made of at x_t; t as a tensor and in double precision."""
+        ...
+
+
 def solve(
     table: Table,
     denoise: Denoise,
     x_1: Float[Tensor, "K *shape"],
     noise: Noise | None = None,
     progress: Progress | None = None,
+    backend: Backend = "reference",
 ) -> Float[Tensor, "K *shape"]:
-    """Carry x_1 along the table's grid; the denoiser is evaluated once a step.
+    """Carry x_1 along the table's rows; the denoiser is evaluated once a row.
 
     x_1: `[K, *shape]`, noised to the table's first time; pure noise where that is t = 1.
     noise: needed by a stochastic table, unused by a deterministic one.
+    backend: who does the update (kernels/update.py). All but "reference" are for sampling alone, without gradients.
     Returns x at the table's last time, the sample x_0 where that is t = 0, in the dtype of x_1. The
     denoiser sees t in at least float32 on x_1's device.
-    Raises ValueError for a stochastic table without noise, or a denoiser that changes the shape.
+    Raises ValueError for a stochastic table without noise, a denoiser that changes the shape, or a backend that cannot
+    do this update.
     """
     if table.is_stochastic and noise is None:
         raise ValueError("this table draws noise at its steps: need noise, got None")
+    update = update_of(backend)
     # Python floats hold the float64 coefficients and are cast by the update itself, without waiting
     # for a device.
     rows = zip(
@@ -47,20 +62,21 @@ def solve(
     time_dtype = torch.promote_types(x_1.dtype, torch.float32)
     x = x_1
     earlier: deque[Tensor] = deque(maxlen=table.lags)
-    for step, (t, a, b, d, e) in enumerate(rows):
-        x_0 = denoise(x, torch.tensor(t, dtype=time_dtype, device=x.device))
-        if x_0.shape != x.shape:
-            raise ValueError(
-                f"the denoiser must keep the shape {tuple(x.shape)}, got {tuple(x_0.shape)}"
-            )
-        x_s = a * x + b * x_0
-        for weight, answer in zip(d, earlier, strict=False):
-            if weight != 0:
-                x_s = x_s + weight * answer
-        if e != 0 and noise is not None:
-            x_s = x_s + e * noise.at(step).to(x)
-        x = x_s
-        earlier.appendleft(x_0)
+    for step, (time, a, b, d, e) in enumerate(rows):
+        t = torch.tensor(time, dtype=time_dtype, device=x.device)
+        parts = (
+            denoise.parts(x, t, time) if isinstance(denoise, InParts) else Parts((denoise(x, t),))
+        )
+        for prediction in parts.predictions:
+            if prediction.shape != x.shape:
+                raise ValueError(
+                    f"the denoiser must keep the shape {tuple(x.shape)}, got {tuple(prediction.shape)}"
+                )
+        fresh = noise.at(step).to(x) if e != 0 and noise is not None else None
+        row = Row(a, b, tuple(d[: len(earlier)]), e)
+        x, x_0 = update(row, x, parts, tuple(earlier), fresh, table.lags > 0, None)
+        if x_0 is not None:
+            earlier.appendleft(x_0)
         if progress is not None:
             progress(step + 1, table.num_steps)
     return x
