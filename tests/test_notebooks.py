@@ -17,7 +17,7 @@ QUICK = {
     },
     "mixture": {
         "SAMPLES, PATHS = 4000, 42": "SAMPLES, PATHS = 400, 3",
-        "grid_of(1500)": "grid_of(150)",
+        "uniform(1500)": "uniform(150)",
     },
 }
 PRINTED = {
