@@ -68,10 +68,10 @@ tensors where it is None. It must not overlap the inputs.
 """
 
 _MODULES: Final[dict[Backend, str]] = {
-    "reference": "samplers.kernels.reference",
-    "blocked": "samplers.kernels.blocked",
-    "compiled": "samplers.kernels.compiled",
-    "triton": "samplers.kernels.triton_kernel",
+    "reference": "samplers.kernels.update_reference",
+    "blocked": "samplers.kernels.update_blocked",
+    "compiled": "samplers.kernels.update_compiled",
+    "triton": "samplers.kernels.update_triton",
 }
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from samplers.grids import uniform
 from samplers.guidance import cfg
-from samplers.kernels import compiled, measure
-from samplers.kernels.blocked import BLOCK_BYTES
+from samplers.kernels import update_compiled, update_measure
 from samplers.kernels.update import Backend, Parts, Row, Update, update_of
+from samplers.kernels.update_blocked import BLOCK_BYTES
 from samplers.multistep import dpmpp_2m, dpmpp_2m_sde, unipc
 from samplers.noise import SeededNoise
 from samplers.predictions import Kind, Prediction, from_prediction
@@ -65,9 +65,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Type checks at run time cannot be captured.
     monkeypatch.setattr(torch, "compile", lambda f, **k: compile_graph(inspect.unwrap(f), **k))
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    compiled._kernel.cache_clear()
+    update_compiled._kernel.cache_clear()
     yield
-    compiled._kernel.cache_clear()
+    update_compiled._kernel.cache_clear()
 
 
 def backend_update(backend: Backend) -> Update:
@@ -166,7 +166,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from samplers.kernels.triton_kernel import _update_kernel as kernel
+from samplers.kernels.update_triton import _update_kernel as kernel
 
 flags = {"TWO": True, "LAGS": 2, "NOISE": True, "CLAMP": True, "ANSWER": True, "BLOCK": 1024}
 kinds = {"size": "i64", **dict.fromkeys(flags, "constexpr")}
@@ -271,9 +271,9 @@ def test_backends_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="found neither no-such-compiler nor clang"):
         update_of("compiled")
-    from samplers.kernels import triton_kernel
+    from samplers.kernels import update_triton
 
-    monkeypatch.setattr(triton_kernel, "triton", None)
+    monkeypatch.setattr(update_triton, "triton", None)
     with pytest.raises(ValueError, match=r"pip install 'diffusion4d\[triton\]'"):
         update_of("triton")
 
@@ -362,7 +362,7 @@ def test_a_bad_prediction_is_refused(gains, limit, message: str) -> None:
 
 
 def test_the_measure_counts_bytes_and_refuses() -> None:
-    rates = measure.bandwidth((0.01, 0.02), ("blocked",), repeats=2, large_megabytes=0.05)
+    rates = update_measure.bandwidth((0.01, 0.02), ("blocked",), repeats=2, large_megabytes=0.05)
     assert [(rate.way, rate.megabytes) for rate in rates] == [
         (way, size) for size in (0.01, 0.02) for way in ("eager", "blocked")
     ]
@@ -371,13 +371,13 @@ def test_the_measure_counts_bytes_and_refuses() -> None:
         assert rate.bytes_per_second * rate.seconds == pytest.approx(7 * 4 * count)
         assert rate.share > 0 < rate.share_of_same
     with pytest.raises(ValueError, match="repeats=0"):
-        measure.bandwidth((1.0,), repeats=0)
+        update_measure.bandwidth((1.0,), repeats=0)
 
 
 def test_every_backend_has_the_same_signature() -> None:
-    folder = Path(measure.__file__).parent
+    folder = Path(update_measure.__file__).parent
     signatures = set()
-    for name in ("reference", "blocked", "compiled", "triton_kernel"):
-        text = (folder / f"{name}.py").read_text()
+    for name in ("reference", "blocked", "compiled", "triton"):
+        text = (folder / f"update_{name}.py").read_text()
         signatures.add(text[text.index("def update(") : text.index(") -> Outputs:")])
     assert len(signatures) == 1

@@ -37,7 +37,7 @@ def update(
     want_answer: bool = False,
     out: Outputs | None = None,
 ) -> Outputs:
-    """As reference.update, on float32 or float64 CPU tensors without gradient.
+    """As update_reference.update, on float32 or float64 CPU tensors without gradient.
 
     Raises ValueError for what it cannot do (update.check).
     """

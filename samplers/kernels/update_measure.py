@@ -4,7 +4,7 @@ A copy reads a tensor and writes one; nothing that has to read and write main me
 update's bytes are those it cannot avoid: every input once, every output once. All ways run in turns within one process,
 so that whatever else the machine does hits all of them; medians are compared, and the copy is one of a large tensor.
 
-    from samplers.kernels.measure import bandwidth
+    from samplers.kernels.update_measure import bandwidth
     for rate in bandwidth(megabytes=(1.0, 16.0, 256.0), repeats=9):
         print(rate)
 """

@@ -28,7 +28,7 @@ def update(
     want_answer: bool = False,
     out: Outputs | None = None,
 ) -> Outputs:
-    """As reference.update, on float32 or float64 CPU tensors without gradient.
+    """As update_reference.update, on float32 or float64 CPU tensors without gradient.
 
     An input that is not contiguous is copied first. Raises ValueError for what it cannot do (update.check).
     """
