@@ -40,7 +40,7 @@ def update(
     want_answer: bool = False,
     out: Outputs | None = None,
 ) -> Outputs:
-    """As update_reference.update, on float32, bfloat16 or float16 CUDA tensors without gradient, up to 3 earlier answers.
+    """As update_reference.update, on float32, bfloat16 or float16 CUDA tensors without gradient; up to 3 d.
 
     An input that is not contiguous is copied first. Raises ValueError for what it cannot do (update.check).
     """
