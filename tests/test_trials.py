@@ -127,8 +127,10 @@ def test_cartesian_coordinates_come_back_whitened(
     # The evidence lifted at depth 1 is the origin.
     lifted = scripts["spaces"].lifted(example.evidence)
     assert torch.equal(space.encode(lifted, example.evidence), torch.zeros_like(lifted))
-    rms = x[..., 2].square().flatten().sort().values[: int(0.99 * x[..., 2].numel())].mean().sqrt()
-    assert rms == pytest.approx(1, abs=0.15)
+    # Without the tail that the fit leaves out; equal values at the cut are in, as they are there.
+    squares = x[..., 2].square().flatten()
+    rms = squares[squares <= squares.quantile(0.99)].mean().sqrt()
+    assert rms == pytest.approx(1, abs=0.02)
 
 
 def test_compute_ends_a_trial(
