@@ -70,6 +70,12 @@ class Sample:
     """Field of view in degrees over the longer side of the image."""
     intrinsics: tuple[float, float, float, float] | None = None
     """fx fy cx cy in px of the source video, or of the tracks' size without one."""
+    loop: Literal["auto", "plain", "fused", "compiled"] = "auto"
+    """How the network is run; auto: fused on a CPU. compiled takes a minute before the first step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the network's products; auto: bf16 where the loop is fused and the processor multiplies it natively."""
+    memory: float = 1.0
+    """GiB that sampling may take beside what is loaded: how many hypotheses go through at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes CUDA if there is any and says so. CUDA was never run by its authors."""
     range: Annotated[Range, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Range)
@@ -165,6 +171,9 @@ def sample(options: Sample) -> int:
         options.sampler,
         options.seed,
         use_tokens=options.encoder != "none",
+        loop=options.loop,
+        precision=options.precision,
+        memory=options.memory,
     )
     given = Given(
         video=options.video,
@@ -174,7 +183,7 @@ def sample(options: Sample) -> int:
         num_points=options.num_points,
     )
     with staged_progress() as report:
-        stages = Stages(report)
+        stages = Stages(report, lambda line: print(f"  {line}", flush=True))
         with stages.stage("reading"):
             given = dataclasses.replace(given, video=read(options))
         with stages.stage("loading"):

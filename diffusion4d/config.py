@@ -267,7 +267,7 @@ class Evaluate:
     sweep_clips: int = 128
     """Clips that the further numbers of steps are scored on."""
     sampling_precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the sampler's network; bf16 takes 0.4 of the time where the processor multiplies it natively."""
+    """Precision of the sampler's network; bf16 is refused where the processor does not multiply it natively."""
     sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
     """How the steps are taken; the model's own way by default."""
     processes: int = 2

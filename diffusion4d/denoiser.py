@@ -13,6 +13,7 @@ Shape letters:  B clips   K hypotheses   N points   M control points.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -93,7 +94,11 @@ def bounded_log_std(raw: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class ClipDenoiser:
-    """Everything that depends on the clip alone, computed once: conditioning, anchor, noise factors."""
+    """Everything that depends on the clip alone, computed once: conditioning, anchor, noise factors.
+
+    fused: the velocity of [K, N, M, 3] at one time, packed for this clip and a table's times (`fused.FusedNetwork`);
+    None to run the network as it is written.
+    """
 
     network: TrajectoryDiT
     conditioning: Conditioning
@@ -101,9 +106,12 @@ class ClipDenoiser:
     coordinates: Coordinates
     anchor: Anchor | None
     factors: Factors
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def velocity(self, x_t: Float[Tensor, "B K N M 3"], t: Tensor) -> Float[Tensor, "B K N M 3"]:
         """What the network says at x_t, on the cosine path v = alpha_t eps - sigma_t x_0."""
+        if self.fused is not None:
+            return self.fused(x_t.squeeze(0), t)[None]
         times = t.to(x_t).expand(x_t.shape[:2])
         return self.network(x_t, times, self.conditioning).to(x_t)
 
@@ -116,6 +124,16 @@ class ClipDenoiser:
         """What was diffused to control points in the camera frame, scene units."""
         x = r if self.anchor is None else self.anchor.decode(r)
         return self.coordinates.decode(x, self.evidence)
+
+    def without_tokens(self) -> "ClipDenoiser":
+        """The same clip, its patch tokens withheld from the network: what classifier-free guidance leads away from.
+
+        What is diffused stays the same, since it is measured from the same anchor.
+        """
+        evidence = dataclasses.replace(self.evidence, tokens=None)
+        stacked = None if self.anchor is None else self.anchor.stacked()
+        conditioning = self.network.condition(evidence, stacked)
+        return dataclasses.replace(self, conditioning=conditioning, evidence=evidence, fused=None)
 
 
 def prepare(

@@ -263,6 +263,16 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         blocks = cast("Iterable[Block]", self.blocks)
         return tuple(b.cross.keys_values(source) for b in blocks if b.cross is not None)
 
+    def vector(
+        self, t: Float[Tensor, "B K"] | None, conditioning: Conditioning
+    ) -> Float[Tensor, "B #K V"]:
+        """What modulates every block: of the clip, and of the diffusion time where the network takes one."""
+        vector = conditioning.clip[:, None]
+        if self.embed_noised is not None and t is not None:
+            frequencies = self.frequencies(1000 * t.flatten()).to(vector.dtype)
+            vector = vector + self.embed_time(frequencies).unflatten(0, t.shape)
+        return nn.functional.silu(vector)
+
     def forward(
         self,
         x_t: Float[Tensor, "B K N M 3"] | None,
@@ -275,7 +285,6 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             ValueError: a velocity network without noised control points or time, or with another number of them.
         """
         h = conditioning.points[:, None]
-        vector = conditioning.clip[:, None]
         if self.embed_noised is not None:
             if x_t is None or t is None:
                 raise ValueError(
@@ -286,9 +295,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
                     f"need {self.config['num_ctrl']} noised control points, got {x_t.shape[-2]}"
                 )
             h = h + self.embed_noised(x_t.flatten(-2))
-            frequencies = self.frequencies(1000 * t.flatten()).to(h.dtype)
-            vector = vector + self.embed_time(frequencies).unflatten(0, t.shape)
-        vector = nn.functional.silu(vector)
+        vector = self.vector(t, conditioning)
         backend = self.config["attention_backend"]
         keys_values = iter(conditioning.keys_values or ())
         for block in self.blocks:

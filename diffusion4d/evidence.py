@@ -80,6 +80,13 @@ class Evidence:
     focal_known: Float[Tensor, "B"]
     tokens: Tokens | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Patch tokens of a clip, over all its key frames; 0 without images."""
+        return (
+            0 if self.tokens is None else self.tokens.values.shape[1] * self.tokens.values.shape[2]
+        )
+
     def in_view(self) -> Float[Tensor, "B N M 2"]:
         """Control points as shares of the longer side of the image, from its centre: the same through any lens."""
         return self.ctrl * self.log_focal.to(self.ctrl).exp()[:, None, None, None]

@@ -11,6 +11,8 @@ Shape letters:  K hypotheses   N points   M control points   T frames   F key fr
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +29,8 @@ from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
 from diffusion4d.hypotheses import REFERENCE_SIDE, Hypotheses
+from diffusion4d.loops import Loop, LoopName, PrecisionName, choose
+from diffusion4d.memory import Plan, Shapes, plan
 from diffusion4d.models import find_model
 from diffusion4d.observation import Given, Observation, Video, observe
 from diffusion4d.sampling import SamplerName
@@ -42,14 +46,18 @@ TOO_FAST = 1.0
 """Tracks that the nearest splines miss by more px (median, at 256 px shorter side) get splines of twice the spans."""
 
 NUM_HYPOTHESES = 16
+MEMORY = 1.0
+"""GiB that sampling may take beside what is loaded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How to sample; None stands for what is usual of the model. steps: denoiser evaluations (NFE) a hypothesis.
 
+    loop, precision: how the network is run (`loops`). memory: GiB that sampling may take beside what is loaded.
+
     Raises:
-        UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler.
+        UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler, no memory.
     """
 
     num_hypotheses: int | None = None
@@ -57,6 +65,9 @@ class Settings:
     sampler: SamplerName | None = None
     seed: int = 0
     use_tokens: bool = True
+    loop: LoopName = "auto"
+    precision: PrecisionName = "auto"
+    memory: float = MEMORY
 
     def __post_init__(self) -> None:
         if self.num_hypotheses is not None and self.num_hypotheses < 1:
@@ -68,6 +79,8 @@ class Settings:
             raise UserError(f"need a sampler out of {names}, got {self.sampler!r}")
         if self.seed < 0:
             raise UserError(f"need a seed of at least 0, got {self.seed}")
+        if not 0 < self.memory < math.inf:
+            raise UserError(f"need a positive number of GiB of memory, got {self.memory}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +208,9 @@ class Diffusion4DPipeline(DiffusionPipeline):
         sampler: SamplerName | None = None,
         seed: int = 0,
         use_tokens: bool = True,
+        loop: LoopName = "auto",
+        precision: PrecisionName = "auto",
+        memory: float = MEMORY,
         **given: Any,
     ) -> Hypotheses:
         """Sample K hypotheses of a clip.
@@ -206,12 +222,23 @@ class Diffusion4DPipeline(DiffusionPipeline):
             sampler: how the steps are taken: one of `sampling.SamplerName`; the model's own by default.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
+            loop, precision: how the network is run (`loops`); "auto" takes the fastest that keeps the scores.
+            memory: GiB that sampling may take beside what is loaded: how many hypotheses go through at once.
             given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`: see `Given`.
 
         Raises:
             UserError: an argument that cannot be used; the message says what was required and what arrived.
         """
-        settings = Settings(num_hypotheses, num_inference_steps, sampler, seed, use_tokens)
+        settings = Settings(
+            num_hypotheses,
+            num_inference_steps,
+            sampler,
+            seed,
+            use_tokens,
+            loop,
+            precision,
+            memory,
+        )
         # Refused before the video is read and tracked.
         self._num_hypotheses(settings)
         stages = Stages()
@@ -250,12 +277,17 @@ class Diffusion4DPipeline(DiffusionPipeline):
         sampler, steps = settings.sampler or sampler, settings.steps or steps
         table = sampling.table_for(sampler, steps)
         seeds = sampling.seeds_from(settings.seed, K)
+        if self.deterministic and (settings.loop, settings.precision) != ("auto", "auto"):
+            raise UserError(f"the model {self._source} gives one answer and has no loop to choose")
+        loop = choose(self.transformer, settings.loop, settings.precision)
         with stages.stage("encoding"):
             evidence = self.encode(observation, use_tokens=settings.use_tokens, cache=cache)
             prepared = denoiser.prepare(self.transformer, evidence, self.regressor)
+        shapes = Shapes(K, len(evidence.ctrl[0]), len(observation.u), evidence.num_tokens)
+        planned = plan(self.transformer, loop, shapes, int(settings.memory * 2**30))
+        stages.say(f"memory: {planned}")
         with stages.stage("sampling") as progress:
-            ctrl = self._sample(prepared, seeds, table, progress)
-            ctrl = _on_tracks(ctrl, observation, None if self.deterministic else seeds)
+            ctrl = self._sample(prepared, seeds, table, loop, planned, observation, progress)
         hypotheses = Hypotheses(
             control_points=ctrl.float().cpu(),
             knots=splines.knot_vector(ctrl.shape[-2]),
@@ -273,6 +305,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
             "model": self._source,
             "sampler": "none (deterministic)" if self.deterministic else sampler,
             "steps": 1 if self.deterministic else steps,
+            "loop": "plain, fp32 (one answer)" if self.deterministic else str(loop),
+            "memory": str(planned),
             "intrinsics": observation.camera,
             "fov_degrees": round(observation.fov, 2),
             "frames": observation.range,
@@ -332,11 +366,19 @@ class Diffusion4DPipeline(DiffusionPipeline):
         return 1
 
     def _sample(
-        self, prepared: denoiser.ClipDenoiser, seeds: list[int], table: Table, progress: Progress
-    ) -> Float[Tensor, "K N M 3"]:
-        """Sample under diffusers' own progress bar, which counts percents: hypotheses share their steps."""
+        self,
+        prepared: denoiser.ClipDenoiser,
+        seeds: list[int],
+        table: Table,
+        loop: Loop,
+        planned: Plan,
+        observation: Observation,
+        progress: Progress,
+    ) -> Float[Tensor, "K N _ 3"]:
+        """Sample and snap under diffusers' own progress bar, which counts percents: hypotheses share their steps."""
+        on_tracks = OnTracks.of(observation, prepared.evidence)
         if self.deterministic:
-            return sampling.answer(prepared)
+            return on_tracks(sampling.answer(prepared), None)
         # diffusers' decorator hides the signature from type checkers.
         with self.progress_bar(total=100) as bar:  # pyright: ignore[reportCallIssue]
 
@@ -344,7 +386,15 @@ class Diffusion4DPipeline(DiffusionPipeline):
                 bar.update(100 * done // total - bar.n)
                 progress(done, total)
 
-            return sampling.sample(prepared, seeds, table, report)
+            return sampling.sample(
+                prepared,
+                seeds,
+                table,
+                report,
+                loop=loop,
+                chunk=planned.chunk,
+                finish=on_tracks,
+            )
 
 
 def _require_sound_weights(folder: Path, network: TrajectoryDiT | None) -> None:
@@ -368,25 +418,40 @@ def preprocessing_of(encoder: Encoder) -> str:
     return f"{'own size' if size is None else f'{size[0]}x{size[1]}'}, {encoder.preprocessing.fit}"
 
 
-def _on_tracks(
-    ctrl: Float[Tensor, "K N M 3"], observation: Observation, seeds: list[int] | None
-) -> Float[Tensor, "K N M 3"]:
-    """Snap to the tracks, each hypothesis with its own doubts; scale so that the median depth of the anchor frame is 1.
+@dataclasses.dataclass(frozen=True)
+class OnTracks:
+    """Snaps hypotheses to the tracks of a clip, and scales them so that the median depth of the anchor frame is 1.
 
-    Where tracks are faster than the sampled splines can follow, every span is halved first: the same curves, with
-    more room for the snap.
+    pixel: normalised image coordinates of a pixel at a shorter side of 256 px. too_fast: the tracks are faster than
+    the sampled splines can follow, so every span is halved first: the same curves, with more room for the snap.
     """
-    tracks = observation.tracks
-    u = observation.u.to(ctrl)
-    rays = cameras.normalise(tracks.tracks, observation.intrinsics).transpose(0, 1).to(ctrl)
-    seen = tracks.visibility.transpose(0, 1).to(ctrl)
-    pixels = tracks.tracks.transpose(0, 1).to(ctrl) * (REFERENCE_SIDE / min(tracks.size))
-    fine = BSpline.clamped(ctrl).halved().ctrl
-    if misfit(pixels, seen, u, ctrl.shape[-2]) > TOO_FAST and fine.shape[-2] < len(u):
-        ctrl = fine
-    if seeds is not None:
-        pixel = min(tracks.size) / REFERENCE_SIDE / observation.intrinsics[:2].mean().item()
-        rays = doubted(rays, pixel, seeds)
-    ctrl = snap(ctrl, rays, seen, u)
-    # Clamped splines start at their first control point.
-    return ctrl / ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]
+
+    rays: Float[Tensor, "N T 2"]
+    seen: Float[Tensor, "N T"]
+    u: Float[Tensor, "T"]
+    pixel: float
+    too_fast: bool
+
+    @classmethod
+    def of(cls, observation: Observation, evidence: Evidence) -> "OnTracks":
+        """What is the same for all hypotheses."""
+        tracks, like = observation.tracks, evidence.ctrl
+        u = observation.u.to(like)
+        rays = cameras.normalise(tracks.tracks, observation.intrinsics).transpose(0, 1).to(like)
+        seen = tracks.visibility.transpose(0, 1).to(like)
+        scale = REFERENCE_SIDE / min(tracks.size)
+        pixels = tracks.tracks.transpose(0, 1).to(like) * scale
+        too_fast = misfit(pixels, seen, u, like.shape[-2]) > TOO_FAST
+        return cls(rays, seen, u, 1 / scale / observation.intrinsics[:2].mean().item(), too_fast)
+
+    def __call__(
+        self, ctrl: Float[Tensor, "K N M 3"], seeds: Sequence[int] | None
+    ) -> Float[Tensor, "K N _ 3"]:
+        """Each hypothesis with its own doubts about the tracks; without seeds, none."""
+        if self.too_fast:
+            fine = BSpline.clamped(ctrl).halved().ctrl
+            ctrl = fine if fine.shape[-2] < len(self.u) else ctrl
+        rays = self.rays if seeds is None else doubted(self.rays, self.pixel, seeds)
+        ctrl = snap(ctrl, rays, self.seen, self.u)
+        # Clamped splines start at their first control point.
+        return ctrl / ctrl[:, :, 0, 2].median(-1).values[:, None, None, None]

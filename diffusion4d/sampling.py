@@ -2,26 +2,30 @@
 
 Hypothesis k draws from `seeds[k]` alone, so it is the same whichever others are sampled beside it (to
 rounding: a matrix product of another shape may add in another order). Hypotheses go through the network in
-chunks, so memory does not grow with K.
+chunks, so memory does not grow with K but for the answer.
 
 Shape letters:  K hypotheses   N points   M control points.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion4d.denoiser import SCHEDULE, ClipDenoiser
+from diffusion4d.denoiser import LIMIT, SCHEDULE, ClipDenoiser, path_of
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
+from diffusion4d.loops import PLAIN, Loop, precision_of, ready
+from diffusion4d.memory import CHUNK_ROWS
 from diffusion4d.noise import Factors
 from samplers import grids, multistep, tables
+from samplers.guidance import cfg
 from samplers.noise import Noise, SeededNoise
+from samplers.predictions import Prediction, from_prediction
 from samplers.schedules import Schedule
 from samplers.solve import solve
 
@@ -34,8 +38,8 @@ NUM_STEPS = 8
 RECTIFIED_STEPS = 4
 """Of Euler's method on the straight path, where a network was trained on that."""
 
-CHUNK_TOKENS = 4096
-"""Trajectories (hypotheses x points) that go through the network at once."""
+Finish = Callable[[Tensor, Sequence[int]], Tensor]
+"""Control points of a chunk [K, N, M, 3] and the seeds of its hypotheses to what is kept of them."""
 
 
 def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
@@ -112,33 +116,60 @@ def sample(
     seeds: Sequence[int],
     table: tables.Table,
     progress: Callable[[int, int], None] | None = None,
-) -> Float[Tensor, "K N M 3"]:
+    *,
+    loop: Loop = PLAIN,
+    chunk: int | None = None,
+    guidance: float = 1.0,
+    finish: Finish | None = None,
+) -> Float[Tensor, "K N _ 3"]:
     """Control points of one clip's hypotheses, camera frame, scene units.
 
     Args:
         clip: prepared evidence of one clip (B = 1).
         progress: called with (denoiser evaluations done, in all).
+        loop: how the network is run (`loops.choose`).
+        chunk: hypotheses at once (`memory.plan`); as many as fill `memory.CHUNK_ROWS` rows by default.
+        guidance: away from what the network says without patch tokens (`samplers.guidance.cfg`). 1 is the network
+            itself, and costs nothing; anything else but 0 takes two evaluations a step.
+        finish: done to every chunk as it comes, such as snapping it to the tracks.
     """
     _, N, M, _ = clip.evidence.ctrl.shape
-    chunk = max(1, CHUNK_TOKENS // N)
+    chunk = max(1, CHUNK_ROWS // N) if chunk is None else chunk
     chunks = [seeds[i : i + chunk] for i in range(0, len(seeds), chunk)]
     total = len(chunks) * table.num_steps
-
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        return clip.denoise(x_t[None], t).squeeze(0)
+    denoise = _denoiser(clip, loop, table, guidance)
+    backend = "blocked" if loop.name == "fused" else "reference"
+    temperature = clip.network.config["temperature"]
 
     parts = []
     for index, chosen in enumerate(chunks):
-        white = SeededNoise(chosen, (N, M, 3))
-        noise: Noise = CorrelatedNoise(white, clip.factors, clip.network.config["temperature"])
+        noise: Noise = CorrelatedNoise(SeededNoise(chosen, (N, M, 3)), clip.factors, temperature)
 
         def report(done: int, _: int, before: int = index * table.num_steps) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        residual = solve(table, denoise, noise.initial(), noise, report)
-        parts.append(clip.decode(residual[None]).squeeze(0))
+        residual = solve(table, denoise, noise.initial(), noise, report, backend)
+        ctrl = clip.decode(residual[None]).squeeze(0)
+        parts.append(ctrl if finish is None else finish(ctrl, chosen))
     return torch.cat(parts)
+
+
+def _denoiser(clip: ClipDenoiser, loop: Loop, table: tables.Table, guidance: float) -> Prediction:
+    """The clip's network in this loop, guided where that is asked for; `solve` clips within its update."""
+    schedule, kind = path_of(clip.network)
+
+    def of(which: ClipDenoiser) -> Prediction:
+        prepared = ready(which, loop, table.times)
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            with precision_of(loop, x_t.device):
+                return prepared.velocity(x_t[None], t).squeeze(0)
+
+        return from_prediction(schedule, kind)(velocity)
+
+    mixed = of(clip) if guidance == 1 else cfg(of(clip), of(clip.without_tokens()), guidance)
+    return dataclasses.replace(cast("Prediction", mixed), limit=LIMIT)
 
 
 @torch.no_grad()

@@ -17,14 +17,25 @@ class Stages:
 
     Args:
         report: called as `report(stage, done, total)`, with done = 0 when a stage begins and done = total at its end.
+        say: called with a line that the user should read before what follows, such as the memory it will take.
 
     Attributes:
         seconds: by the name of each finished stage, in the order they ran.
     """
 
-    def __init__(self, report: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        report: Callable[[str, int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._report = report
+        self._say = say
         self.seconds: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        """Tell whoever listens."""
+        if self._say is not None:
+            self._say(line)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Progress]:

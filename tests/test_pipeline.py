@@ -1,5 +1,6 @@
 """The pipeline: what goes in, what comes out, what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from models import flowing_tracks, small_network, small_pipeline, textured_frames
 from videos import write_video
 
-from diffusion4d import Diffusion4DPipeline, UserError, cameras, pipeline, sampling
+from diffusion4d import Diffusion4DPipeline, UserError, cameras, memory, pipeline
 from diffusion4d.clip import read_clip
+from diffusion4d.loops import choose
 from diffusion4d.observation import Given, observe
 from diffusion4d.pipeline import Settings
+from diffusion4d.stages import Stages
 from diffusion4d.tracking import Tracks
 from priors.dinov3 import load_encoder
 from priors.preprocessing import Preprocessing
@@ -103,9 +106,31 @@ def test_a_hypothesis_is_the_same_whatever_its_mates_and_chunks(folders, monkeyp
     few = from_tracks(pipe, num_hypotheses=2).control_points
     torch.testing.assert_close(few, together[:2], rtol=1e-4, atol=1e-5)
     # 10 points: two hypotheses go through the network at once.
-    monkeypatch.setattr(sampling, "CHUNK_TOKENS", 20)
+    monkeypatch.setattr(memory, "CHUNK_ROWS", 20)
     chunked = from_tracks(pipe, num_hypotheses=5).control_points
     torch.testing.assert_close(chunked, together, rtol=1e-4, atol=1e-5)
+
+
+def test_loop_and_memory_are_said_before_the_run_and_held_to(folders):
+    tracks, visibility = flowing_tracks()
+    observation = observe(Given(tracks=tracks, visibility=visibility, size=SIZE))
+    pipe, said = loaded(folders["anchored"]), []
+    result = pipe.sample(observation, Settings(num_hypotheses=5, steps=2), Stages(say=said.append))
+    assert said == [f"memory: {result.assumptions['memory']}"]
+    assert said[0].endswith("for sampling, 5 hypotheses at a time")
+    assert result.assumptions["loop"] == str(choose(pipe.transformer))
+    plain = Settings(num_hypotheses=5, steps=2, loop="plain", precision="fp32")
+    other = pipe.sample(observation, plain)
+    assert other.assumptions["loop"] == "plain, fp32 (asked for)"
+    torch.testing.assert_close(
+        other.hypotheses.control_points, result.hypotheses.control_points, rtol=0.05, atol=0.01
+    )
+    with pytest.raises(UserError, match=r"memory budget of at least \d+ MiB for 5 hypotheses"):
+        pipe.sample(observation, dataclasses.replace(plain, memory=1e-3))
+    with pytest.raises(UserError, match="positive number of GiB of memory"):
+        Settings(memory=0.0)
+    with pytest.raises(UserError, match="gives one answer and has no loop to choose"):
+        loaded(folders["twin"]).sample(observation, Settings(loop="plain"))
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m"])

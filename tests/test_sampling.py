@@ -35,14 +35,14 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     clip, table = some_clip(), sampling.table_for("ancestral", 3)
     seeds = sampling.seeds_from(0, 5)
     together = sampling.sample(clip, seeds, table)
-    monkeypatch.setattr(sampling, "CHUNK_TOKENS", 2 * N)
+    monkeypatch.setattr(sampling, "CHUNK_ROWS", 2 * N)
     widths, progress = [], []
     clip.network.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
     parts = sampling.sample(clip, seeds, table, lambda *done: progress.append(done))
     torch.testing.assert_close(parts, together, rtol=1e-5, atol=1e-5)
     assert widths == [2] * 6 + [1] * 3
     assert progress == [(i, 9) for i in range(1, 10)]
-    monkeypatch.setattr(sampling, "CHUNK_TOKENS", 1)
+    monkeypatch.setattr(sampling, "CHUNK_ROWS", 1)
     torch.testing.assert_close(sampling.sample(clip, seeds, table), together, rtol=1e-5, atol=1e-5)
 
 

@@ -32,6 +32,8 @@ from diffusion4d.errors import UserError
 from diffusion4d.evaluation.cases import Case
 from diffusion4d.evaluation.trajectory_basis import trajectory_basis
 from diffusion4d.evidence import Evidence, Tokens
+from diffusion4d.fused import Precision
+from diffusion4d.loops import choose
 from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import Factors
 from diffusion4d.pipeline import NUM_KEY_FRAMES, Diffusion4DPipeline
@@ -122,7 +124,7 @@ class Models:
     steps: int
     sweep: tuple[int, ...]
     name: SamplerName
-    bf16: bool
+    precision: Precision
 
     @classmethod
     def load(cls, config: Evaluate) -> "Models":
@@ -155,7 +157,7 @@ class Models:
             steps if config.steps is None else config.steps,
             config.sweep,
             config.sampler or name,
-            config.sampling_precision == "bf16",
+            config.sampling_precision,
         )
 
     def grids(self, case: Case) -> dict[str, TokenGrid | None]:
@@ -213,9 +215,9 @@ class Models:
         """The one place where a sampler is run."""
         schedule, _ = denoiser.path_of(clip.network)
         table = sampling.table_for(name, steps, schedule)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            ctrl = sampling.sample(clip, sampling.seeds_from(case.seed, count), table)
-        return case.trajectories(ctrl.float(), clip.network.config["multiplicity"])
+        loop = choose(clip.network, "auto", self.precision)
+        ctrl = sampling.sample(clip, sampling.seeds_from(case.seed, count), table, loop=loop)
+        return case.trajectories(ctrl, clip.network.config["multiplicity"])
 
 
 def head_samples(
