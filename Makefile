@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check clean
+.PHONY: help demo setup test check bench clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -20,6 +20,7 @@ help:
 	@echo "make demo     sample 16 motions from a rendered clip, or from VIDEO=clip.mp4, into out/demo"
 	@echo "make test     set up, lint, check types and imports, run every test"
 	@echo "make check    ruff, pyright, import-linter"
+	@echo "make bench    what a hypothesis costs; fails where a ratio falls short of the committed baseline"
 	@echo "make setup    only set up .venv for development"
 	@echo "make clean    remove .venv and everything that was generated"
 
@@ -46,6 +47,10 @@ check: $(DEVELOP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# QUICK=1 takes fewer repetitions, sizes and worlds, and writes beside the committed results.
+bench: $(DEVELOP)
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/bench/run.py --gate $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv out build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
