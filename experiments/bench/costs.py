@@ -65,6 +65,7 @@ def costs_of_parts(bench: Bench, rounds: int) -> tuple[list[Metric], dict]:
         Metric(
             "beside_network", taken["beside"] / taken["loop"], "of the loop", "lower", 0.5, 0.03
         ),
+        Metric("hypotheses_per_cpu_minute", 60 * chunk / run, "/ CPU min", "higher", None, 2200),
         Metric("after_loop", taken["after"] / run, "of a hypothesis", "lower", 0.5, 0.03),
     ]
     table = {name: 1000 * spent / chunk for name, spent in taken.items() if name != "prepare"}

@@ -124,7 +124,12 @@ def main(settings: Settings) -> int:
     chosen = settings.effective()
     metrics, tables = measure(chosen)
     results = {
-        "settings": json.loads(json.dumps(dataclasses.asdict(chosen), default=str)),
+        # Without the paths, which are the machine's.
+        "settings": {
+            name: value
+            for name, value in dataclasses.asdict(chosen).items()
+            if not isinstance(value, Path)
+        },
         "machine": {
             "processor": torch.backends.cpu.get_cpu_capability(),
             "native_bf16": loops.multiplies_bf16(),
