@@ -11,7 +11,6 @@ data variance, ddim (Euler's method on the straight path), angular (Euler's meth
 """
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +24,11 @@ from training import Compute, run
 from diffusion4d.train import read_network
 
 STEPS = (1, 2, 4, 8, 16)
-ALL: tuple[Way, ...] = tuple(
-    (name, steps) for name, steps in itertools.product(("ancestral", "ddim"), STEPS)
-) + tuple(("angular", steps) for steps in STEPS[:3])
+ALL: tuple[Way, ...] = (
+    *(("ancestral", steps) for steps in STEPS),
+    *(("ddim", steps) for steps in STEPS),
+    *(("angular", steps) for steps in STEPS[:3]),
+)
 FEW: tuple[Way, ...] = (("ancestral", 2), ("ancestral", 8), ("ddim", 2), ("ddim", 8))
 """For the second seed, which is to say how much of a difference is chance."""
 
