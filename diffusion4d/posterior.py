@@ -6,9 +6,9 @@ Two ways, each from a denoiser to a denoiser (`samplers.guidance`):
     guided       x̂_0 − (σ² / α) Σ ∇_{x_t} Σ_j w_j E_j(decode(x̂_0))      any energies; two evaluations' worth a step
 
 An energy maps control points [K, N, M, 3] of one clip's hypotheses to how badly each of the K fits, as minus a log
-likelihood. `reprojection` is one; photometric and semantic consistency can be others, each with its own weight. Σ is the
-covariance of the noise, so a gradient on what was seen moves what was hidden as far as the two are correlated. It
-moves all hypotheses alike and leaves their distances in hidden directions as they were.
+likelihood. `reprojection` is one; photometric and semantic consistency can be others, each with its own weight. Σ is
+the covariance of the noise, so a gradient on what was seen moves what was hidden as far as the two are correlated. What
+becomes of the spread of hidden points is measured in experiments/guidance.
 
 Shape letters:  K hypotheses   N points   M control points   T frames.
 """

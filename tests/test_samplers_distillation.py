@@ -186,9 +186,7 @@ def test_progressive_halving_keeps_the_odds_of_a_mixture() -> None:
     for num_steps in (8, 4, 2, 1):
         network, grid = Plane(), uniform(2 * num_steps).float()
 
-        def target(
-            x_t: Tensor, i: int, teacher: Velocity = teacher, grid: Tensor = grid
-        ) -> Tensor:
+        def target(x_t: Tensor, i: int, teacher: Velocity = teacher, grid: Tensor = grid) -> Tensor:
             times = (grid[2 * i], grid[2 * i + 1], grid[2 * i + 2])
             return progressive_target(COSINE, teacher, x_t, times)
 

@@ -29,6 +29,15 @@ def ratio(ours: Values, theirs: Values) -> tuple[float, float, float]:
     return float(a.mean() / b.mean()), float(low), float(high)
 
 
+def difference(ours: Values, theirs: Values) -> tuple[float, float, float]:
+    """Difference of means over the clips both have, with a paired bootstrap 95 % interval."""
+    held = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    apart = np.array(held) @ [1, -1]
+    draws = np.random.default_rng(0).integers(len(apart), size=(2000, len(apart)))
+    low, high = np.quantile(apart[draws].mean(1), [0.025, 0.975])
+    return float(apart.mean()), float(low), float(high)
+
+
 def typical(ours: Values, theirs: Values) -> tuple[float, float, float]:
     """Geometric mean of the clips' ratios, with a bootstrap 95 % interval: every clip counts alike, easy or hard."""
     held = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
