@@ -145,7 +145,7 @@ def noised(
 ) -> Float[Tensor, "B 1 N M 3"]:
     """The truth under correlated noise."""
     r = clip.encode(example.ctrl[:, None])
-    noise = clip.factors.correlate(torch.randn(r.shape, generator=generator))
+    noise = clip.factors.correlate(torch.randn(r.shape, generator=generator).to(r))
     alpha, sigma = (
         f(t)[..., None, None, None] for f in (denoiser.SCHEDULE.alpha, denoiser.SCHEDULE.sigma)
     )

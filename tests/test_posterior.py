@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion4d import denoiser, posterior, sampling, splines
 from diffusion4d.denoiser import ClipDenoiser
 from diffusion4d.noise import PointNoise
+from diffusion4d.snap import snap
 from samplers.guidance import corrected
 
 F64 = torch.float64
@@ -63,8 +64,10 @@ def test_the_snap_as_a_correction_meets_the_tracks_and_leaves_the_unseen() -> No
     seen[0] = 0
     before = some_residual()
     after = posterior.snapping(clip, rays, seen, U)(before)
+    snapped = snap(clip.decode(before[None])[0], rays, seen, U)
+    torch.testing.assert_close(clip.decode(after[None])[0], snapped)
     apart = [(rays_of(clip.decode(r[None])[0]) - rays).norm(dim=-1) for r in (before, after)]
-    assert apart[1][:, 1:].mean() < 0.1 * apart[0][:, 1:].mean()
+    assert apart[1][:, 1:].mean() < 0.25 * apart[0][:, 1:].mean()
     torch.testing.assert_close(after[:, 0], before[:, 0])
     # Depths are as they were.
     torch.testing.assert_close(after[..., 2], before[..., 2])
