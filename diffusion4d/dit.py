@@ -108,8 +108,8 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
         path: from noise to data, "cosine" or "rectified" (`denoiser.path_of`).
-        trained_steps: steps that a network of few steps was trained for and takes by default; None for one that is right
-            in many steps.
+        trained_steps: steps that a network of few steps was trained for and takes by default; None for one that is
+            right in many steps.
         trained_sampler: how it takes these, "angular", or "renoised" for a consistency model.
         temperature: factor on the noise when sampling, fitted for calibration on clips kept for choosing.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.

@@ -196,7 +196,7 @@ def test_a_student_that_was_killed_goes_on_exactly(
     )
     assert (told["coordinates"], told["noise"]) == (given["coordinates"], given["noise"])
     with pytest.raises(UserError, match="with trained_steps 2, got 1"):
-        train.run(dataclasses.replace(whole, solver_steps=1))
+        train.run(dataclasses.replace(whole, solver_steps=(1,)))
     if objective == "progressive":
         # One of two steps is a teacher for one of one, and for no other.
         learner = settings(
@@ -204,7 +204,7 @@ def test_a_student_that_was_killed_goes_on_exactly(
         )
         with pytest.raises(UserError, match="need a velocity network or one of 4 steps"):
             train.run(learner)
-        train.run(dataclasses.replace(learner, solver_steps=1))
+        train.run(dataclasses.replace(learner, solver_steps=(1,)))
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_a_student_that_was_killed_goes_on_exactly(
         ({"teacher": None}, "--objective progressive needs a --teacher"),
         ({"objective": "velocity"}, "--teacher goes with --objective progressive or consistency"),
         ({"start_from": Path("anywhere")}, "leave out --start-from"),
+        ({"solver_steps": (1, 2)}, r"one number of --solver-steps, got \(1, 2\)"),
         ({"regressor": None}, "the teacher stands on a regressor: True, got a regressor: False"),
     ],
 )
