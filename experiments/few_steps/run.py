@@ -61,8 +61,7 @@ ROWS = {
     "consistency": Row("consistency", tuple(("renoised", steps) for steps in FEW)),
     "progressive": Row("progressive", tuple(("angular", steps) for steps in HALVINGS)),
     "velocity, further": Row(
-        "velocity",
-        (("ddim", 50), *(("ancestral", steps) for steps in (4, 8)), *(("angular", s) for s in FEW)),
+        "velocity", (("ancestral", 8), *(("angular", steps) for steps in FEW)), 0
     ),
     "energy, 1 step": Row("energy", (("angular", 1),), 1),
     "energy, 4 steps": Row("energy", (("angular", 4),), 4),

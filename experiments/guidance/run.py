@@ -85,6 +85,8 @@ class Settings:
     """Samplers: packaged models or folders. Each takes its usual steps."""
     names: tuple[str, ...] = ("tiny", "velocity")
     """What they are called in results.json."""
+    ways: tuple[str, ...] = ()
+    """Ways to run; all by default."""
     scored: int = 32
     points: int = 32
 
@@ -169,14 +171,14 @@ def score(samples: Float[Tensor, "K N T 3"], seen: Observed) -> dict[str, dict[s
     return {**found, "tracks": {"reprojection": round(float(apart.median()), 4)}}
 
 
-def run(pipe: Diffusion4DPipeline, scenes: Sequence[Observed]) -> dict:
+def run(pipe: Diffusion4DPipeline, scenes: Sequence[Observed], ways: dict[str, Way] = WAYS) -> dict:
     """Every way on every clip: scores, multiply-adds of the network over those of one evaluation, CPU seconds."""
-    held: dict = {name: {"scores": {}, "nfe": 0.0, "cpu_seconds": []} for name in WAYS}
+    held: dict = {name: {"scores": {}, "nfe": 0.0, "cpu_seconds": []} for name in ways}
     for number, seen in enumerate(scenes):
         seeds = sampling.seeds_from(number, SAMPLES)
         with torch.no_grad():
             clip = denoiser.prepare(pipe.transformer, seen.example.evidence, pipe.regressor)
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             begun = time.process_time()
             drawn = sampled(clip, way, seen, seeds)
             held[name]["cpu_seconds"].append(round(time.process_time() - begun, 4))
@@ -189,7 +191,7 @@ def run(pipe: Diffusion4DPipeline, scenes: Sequence[Observed]) -> dict:
         single = torch.zeros(1, 1, *clip.evidence.ctrl.shape[1:3], 3)
         with FlopCounterMode(display=False) as one:
             clip.denoise(single, torch.tensor(0.5))
-    for name, way in WAYS.items():
+    for name, way in ways.items():
         with FlopCounterMode(display=False) as counter:
             sampled(clip, way, scenes[0], [0])
         # The snap's own products are counted too; its solves are not.
@@ -218,10 +220,11 @@ def main(settings: Settings) -> dict:
         # Half precision for the network alone; splines, snap and energies stay in single.
         pipe.transformer.forward = torch.autocast("cpu", torch.bfloat16)(pipe.transformer.forward)
         sampler, steps = sampling.usual(pipe.transformer)
-        ways = run(pipe, scenes)
-        results["models"][name] = {"sampler": sampler, "steps": steps, "ways": ways}
+        ways = {n: way for n, way in WAYS.items() if not settings.ways or n in settings.ways}
+        rows = run(pipe, scenes, ways)
+        results["models"][name] = {"sampler": sampler, "steps": steps, "ways": rows}
         write(results, settings.out)
-        for way, row in ways.items():
+        for way, row in rows.items():
             told = {
                 s: round(mean(v["energy"]), 4) for s, v in row["scores"].items() if "energy" in v
             }
