@@ -117,6 +117,7 @@ def all_tables(results: dict) -> dict[str, str]:
         "scores": scores_table(results),
         "claim": claim_table(results),
         "compute": compute_table(results),
+        "picture": "![Energy score and coverage by the number of evaluations](few_steps.png)",
     }
 
 
