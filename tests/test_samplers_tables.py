@@ -334,7 +334,8 @@ def test_bad_eta_is_refused(eta: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [ddim, renoised, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, angular, heun, unipc]
+    "sampler",
+    [ddim, renoised, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, angular, heun, unipc],
 )
 def test_bad_grids_are_refused(sampler) -> None:
     for grid in ([0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0], [2.0, 0.0]):
