@@ -116,11 +116,17 @@ class Train:
 
     out: Path = Path("runs/tiny")
     """Folder of the run: checkpoint, logs, and the finished model. A run that finds its checkpoint goes on."""
-    objective: Literal["velocity", "energy", "mean", "median", "gaussian"] = "velocity"
-    """velocity: the sampler; energy: the sampler, through its few steps, on the energy score; mean, median: its L2
-    and L1 twins; gaussian: the regressor that a sampler can stand on."""
+    objective: Literal[
+        "velocity", "energy", "progressive", "consistency", "mean", "median", "gaussian"
+    ] = "velocity"
+    """velocity: the sampler; energy: the sampler, through its few steps, on the energy score; progressive,
+    consistency: a sampler of few steps that goes where a velocity network goes in many; mean, median: its L2 and L1
+    twins; gaussian: the regressor that a sampler can stand on."""
     regressor: Path | None = None
     """Finished "gaussian" model whose residual a "velocity" network learns."""
+    teacher: Path | None = None
+    """Finished sampler that a "progressive" or "consistency" one starts from and learns from: a velocity network, or
+    for "progressive" also one of twice the steps."""
     start_from: Path | None = None
     """Finished model whose weights, where they fit, are the first weights."""
     pool: Path = Path("runs/pool")
@@ -135,7 +141,9 @@ class Train:
     """Diffusion times are drawn as uniform ** this: below 1, more of them where noise is high."""
     solver_steps: tuple[int, ...] = (2,)
     """Steps that an "energy" sampler is trained through: every training step draws one of these numbers. The last one
-    is what the sampler takes by default ever after."""
+    is what the sampler takes by default ever after. A "progressive" sampler is trained for one number of steps."""
+    intervals: int = 8
+    """Steps of the teacher from noise to data, for "consistency"; for "progressive" they are twice --solver-steps."""
     solver_samples: int = 2
     """Samples of a clip whose energy score is taken."""
     precision: Literal["fp32", "bf16"] = "fp32"

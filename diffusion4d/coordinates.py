@@ -55,8 +55,8 @@ class Coordinates:
         return torch.stack([lateral, lateral, depth], -1)
 
     def encode(
-        self, ctrl: Float[Tensor, "B N M 3"], evidence: Evidence
-    ) -> Float[Tensor, "B N M 3"]:
+        self, ctrl: Float[Tensor, "*K B N M 3"], evidence: Evidence
+    ) -> Float[Tensor, "*K B N M 3"]:
         """Scene-space control points (camera frame) to diffusion coordinates."""
         depth = ctrl[..., 2:].clamp_min(NEAREST)
         residual = torch.cat([ctrl[..., :2] / depth - evidence.ctrl, depth.log()], -1)

@@ -66,7 +66,7 @@ class Anchor:
     mean: Float[Tensor, "B N M 3"]
     log_std: Float[Tensor, "B N M 3"]
 
-    def encode(self, x: Float[Tensor, "B N M 3"]) -> Float[Tensor, "B N M 3"]:
+    def encode(self, x: Float[Tensor, "*K B N M 3"]) -> Float[Tensor, "*K B N M 3"]:
         """Coordinates to residuals."""
         return ((x - self.mean) / self.log_std.exp()).clamp(-LIMIT, LIMIT)
 
@@ -134,6 +134,11 @@ class ClipDenoiser:
         stacked = None if self.anchor is None else self.anchor.stacked()
         conditioning = self.network.condition(evidence, stacked)
         return dataclasses.replace(self, conditioning=conditioning, evidence=evidence, fused=None)
+
+    def encode(self, ctrl: Float[Tensor, "B K N M 3"]) -> Float[Tensor, "B K N M 3"]:
+        """Control points to what is diffused: the inverse of `decode`, within the limits of both."""
+        x = self.coordinates.encode(ctrl.transpose(0, 1), self.evidence)
+        return (x if self.anchor is None else self.anchor.encode(x)).transpose(0, 1)
 
 
 def prepare(

@@ -31,6 +31,7 @@ from diffusion4d.parallax import DIRECTIONS, parallax
 
 Output = Literal["velocity", "mean", "gaussian"]
 PathName = Literal["cosine", "rectified"]
+FewSteps = Literal["angular", "renoised"]
 FREQUENCIES = 6
 
 
@@ -107,8 +108,9 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             or "gaussian" (mean and log standard deviation; takes no noised input).
         anchored: the mean and log standard deviation of a "gaussian" network are part of the input.
         path: from noise to data, "cosine" or "rectified" (`denoiser.path_of`).
-        trained_steps: steps that an "energy" network takes by default, having been trained through them; None for one
-            that is right in many steps.
+        trained_steps: steps that a network of few steps was trained for and takes by default; None for one that is
+            right in many steps.
+        trained_sampler: how it takes these, "angular", or "renoised" for a consistency model.
         temperature: factor on the noise when sampling, fitted for calibration on clips kept for choosing.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
         attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.
@@ -134,6 +136,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         output: Output = "velocity",
         anchored: bool = False,
         trained_steps: int | None = None,
+        trained_sampler: FewSteps = "angular",
         temperature: float = 1.0,
         path: PathName = "cosine",
         coordinates: dict | None = None,

@@ -120,6 +120,11 @@ class Factors:
         """
         return self.whiten(noise).square().sum((-3, -2, -1)) / 2
 
+    def covary(self, x: Float[Tensor, "B K N M 3"]) -> Float[Tensor, "B K N M 3"]:
+        """Times the covariance C (x) S."""
+        transposed = Factors(self.points.mT, self.over_time.mT)
+        return self.correlate(transposed.correlate(x))
+
 
 def squared_distances(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Between points of a clip: of places in the anchor frame, of observed motions. Both [B, N, N]."""

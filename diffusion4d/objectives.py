@@ -21,6 +21,11 @@ is large rules all of these, each number that is diffused is scored alone, in un
 it (CRPS). Each term is proper, hence so is the sum: w, the units, the neighbours and what counts as hidden are
 functions of the evidence alone.
 
+    progressive, consistency    ||v - V||^2, V the mean velocity over an arc, found with a teacher
+
+train a sampler of few steps to go where a velocity network goes in many (`samplers.distillation`). The teacher's answer
+stands for the truth's: what it gets wrong is learnt as well.
+
 Shape letters:  B clips   J samples   N points   M control points   T frames   E edges.
 """
 
@@ -34,6 +39,8 @@ from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.evidence import Evidence
 from diffusion4d.noise import squared_distances
 from diffusion4d.scenes.batches import Example
+from samplers import grids
+from samplers.distillation import consistency_target, progressive_target
 from samplers.predictions import target
 from samplers.solve import solve
 from samplers.tables import Table
@@ -91,6 +98,60 @@ def velocity_loss(
     return (velocity.float() - target(kind, r, noise, alpha, sigma)).square().mean()
 
 
+def progressive_loss(
+    student: ClipDenoiser,
+    teacher: ClipDenoiser,
+    example: Example,
+    generator: torch.Generator,
+    *,
+    num_steps: int,
+) -> Float[Tensor, ""]:
+    """Squared distance of each of a student's steps from two of its teacher's; all steps alike."""
+    step = torch.randint(num_steps, (len(example.ctrl), 1), generator=generator)
+    grid = grids.uniform(2 * num_steps).to(example.ctrl)
+    times = (grid[2 * step], grid[2 * step + 1], grid[2 * step + 2])
+    x_t = noised(student, example, times[0], generator)
+    wanted = progressive_target(denoiser.SCHEDULE, teacher.velocity, x_t, times)
+    return (student.velocity(x_t, times[0]) - wanted).square().mean()
+
+
+def consistency_loss(
+    student: ClipDenoiser,
+    teacher: ClipDenoiser,
+    example: Example,
+    generator: torch.Generator,
+    *,
+    num_intervals: int,
+    noisy_power: float,
+) -> Float[Tensor, ""]:
+    """Squared distance of a student's way to the data from its own after one step of the teacher.
+
+    Its own answer is taken without gradient and from the same weights: Song & Dhariwal (2024, sec. 3.2) found their
+    moving average to be a hindrance. So there is nothing to keep for a later start but the weights.
+    """
+    place = torch.rand((len(example.ctrl), 1), generator=generator) ** noisy_power
+    step = ((1 - place) * num_intervals).long().clamp(max=num_intervals - 1)
+    grid = grids.uniform(num_intervals).to(example.ctrl)
+    times = (grid[step], grid[step + 1])
+    x_t = noised(student, example, times[0], generator)
+    # Before the target: half-precision copies of weights that were first made without gradients have none later.
+    said = student.velocity(x_t, times[0])
+    wanted = consistency_target(denoiser.SCHEDULE, teacher.velocity, student.velocity, x_t, times)
+    return (said - wanted).square().mean()
+
+
+def noised(
+    clip: ClipDenoiser, example: Example, t: Float[Tensor, "B 1"], generator: torch.Generator
+) -> Float[Tensor, "B 1 N M 3"]:
+    """The truth under correlated noise."""
+    r = clip.encode(example.ctrl[:, None])
+    noise = clip.factors.correlate(torch.randn(r.shape, generator=generator).to(r))
+    alpha, sigma = (
+        f(t)[..., None, None, None] for f in (denoiser.SCHEDULE.alpha, denoiser.SCHEDULE.sigma)
+    )
+    return alpha * r + sigma * noise
+
+
 def energy_loss(
     clip: ClipDenoiser,
     example: Example,
@@ -137,8 +198,7 @@ def marginal_score(
     clip: ClipDenoiser, example: Example, residual: Float[Tensor, "B J N M 3"]
 ) -> Float[Tensor, ""]:
     """Fair CRPS of every number that is diffused."""
-    x = clip.coordinates.encode(example.ctrl, clip.evidence)
-    truth = (x if clip.anchor is None else clip.anchor.encode(x))[:, None]
+    truth = clip.encode(example.ctrl[:, None])
     first, second = torch.triu_indices(residual.shape[1], residual.shape[1], offset=1)
     apart = (residual[:, first] - residual[:, second]).abs().mean()
     return (residual - truth).abs().mean() - apart / 2

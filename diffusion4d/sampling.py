@@ -27,9 +27,9 @@ from samplers.guidance import cfg
 from samplers.noise import Noise, SeededNoise
 from samplers.predictions import Prediction, from_prediction
 from samplers.schedules import Schedule
-from samplers.solve import solve
+from samplers.solve import Denoise, solve
 
-SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m", "euler"]
+SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m", "euler", "renoised"]
 
 RESIDUAL_VARIANCE = 1.0
 """What is diffused is whitened. Without this, 8 ancestral steps of an untrained network keep .79 of the deviation."""
@@ -50,7 +50,7 @@ def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
     if network.config["path"] == "rectified":
         return "euler", RECTIFIED_STEPS
     steps = network.config["trained_steps"]
-    return ("ancestral", NUM_STEPS) if steps is None else ("angular", steps)
+    return ("ancestral", NUM_STEPS) if steps is None else (network.config["trained_sampler"], steps)
 
 
 def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) -> tables.Table:
@@ -73,6 +73,8 @@ def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) 
             return multistep.dpmpp_2m(schedule, grid)
         case "euler":
             return tables.euler(schedule, grid)
+        case "renoised":
+            return tables.renoised(schedule, grid)
     raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")
 
 
@@ -121,6 +123,7 @@ def sample(
     chunk: int | None = None,
     guidance: float = 1.0,
     finish: Finish | None = None,
+    guide: Callable[[Denoise, Sequence[int]], Denoise] | None = None,
 ) -> Float[Tensor, "K N _ 3"]:
     """Control points of one clip's hypotheses, camera frame, scene units.
 
@@ -132,6 +135,8 @@ def sample(
         guidance: away from what the network says without patch tokens (`samplers.guidance.cfg`). 1 is the network
             itself, and costs nothing; anything else but 0 takes two evaluations a step.
         finish: done to every chunk as it comes, such as snapping it to the tracks.
+        guide: posterior guidance (`posterior.py`): the denoiser of some hypotheses, and their seeds, to another one. A
+            gradient through the network needs the plain loop.
     """
     _, N, M, _ = clip.evidence.ctrl.shape
     chunk = max(1, CHUNK_ROWS // N) if chunk is None else chunk
@@ -149,7 +154,8 @@ def sample(
             if progress is not None:
                 progress(before + done, total)
 
-        residual = solve(table, denoise, noise.initial(), noise, report, backend)
+        guided = denoise if guide is None else guide(denoise, chosen)
+        residual = solve(table, guided, noise.initial(), noise, report, backend)
         ctrl = clip.decode(residual[None]).squeeze(0)
         parts.append(ctrl if finish is None else finish(ctrl, chosen))
     return torch.cat(parts)

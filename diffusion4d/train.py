@@ -7,6 +7,10 @@ losses as one that was not. Two commands make a sampler that stands on a regress
     diffusion4d train --objective velocity --regressor runs/regressor/model --out runs/tiny
     diffusion4d train --objective mean --out runs/tiny-l2
 
+A third makes a sampler of few steps out of one of many:
+
+    diffusion4d train --objective progressive --teacher runs/tiny/model --solver-steps 4 --out runs/four
+
 A finished run holds `model`, the network, and for a sampler or a twin also `pipeline`, the folder that
 `diffusion4d sample --model` takes.
 """
@@ -22,13 +26,11 @@ from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from rich.progress import Progress
-from safetensors import SafetensorError
-from torch import nn
 
-from diffusion4d import checkpoint, denoiser, objectives, sampling
+from diffusion4d import checkpoint, denoiser
 from diffusion4d.config import Train
 from diffusion4d.coordinates import Coordinates
-from diffusion4d.dit import Output, TrajectoryDiT
+from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.noise import PointNoise
 from diffusion4d.scenes.batches import Example, draw
@@ -36,6 +38,14 @@ from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
 from diffusion4d.scenes.rendered import draw_rendered
 from diffusion4d.scenes.tokenised import TokenisedWorlds, draw_with_tokens, tokenise_pool
 from diffusion4d.stages import bars_with_notes
+from diffusion4d.training_objective import (
+    Objective,
+    few_steps_of,
+    load_regressor,
+    load_teacher,
+    output_of,
+    read_network,
+)
 from priors.dinov3 import load_encoder
 
 CALIBRATION_CLIPS = 512
@@ -86,19 +96,10 @@ def calibration_example(config: Train, worlds: Worlds) -> Example:
     )
 
 
-def output_of(config: Train) -> Output:
-    """What a network with this objective says."""
-    match config.objective:
-        case "energy":
-            return "velocity"
-        case "median":
-            return "mean"
-    return config.objective
-
-
 def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> TrajectoryDiT:
-    """A network with its coordinates and noise, fitted to the worlds or taken over from `start_from`."""
-    given = read_network(config.start_from) if config.start_from else None
+    """A network with its coordinates and noise, fitted to the worlds or taken over from what it starts from."""
+    start = config.teacher or config.start_from
+    given = read_network(start) if start else None
     goes_on = given is not None and given.config["output"] == output_of(config)
     if given is not None and goes_on:
         coordinates, noise = given.config["coordinates"], given.config["noise"]
@@ -108,7 +109,7 @@ def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> Tra
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),
         output=output_of(config),
-        trained_steps=config.solver_steps[-1] if config.objective == "energy" else None,
+        **few_steps_of(config),
         anchored=regressor is not None,
         coordinates=coordinates,
         noise=noise,
@@ -151,81 +152,6 @@ def copy_what_fits(network: TrajectoryDiT, given: TrajectoryDiT, *, with_output:
     network.load_state_dict(kept, strict=False)
 
 
-class Objective(nn.Module):
-    """The configured loss as a module, so that accelerate may distribute it."""
-
-    def __init__(
-        self, config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT | None
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.network = network
-        # Hidden from the module tree: a frozen regressor is neither trained nor distributed.
-        self.frozen = (regressor,)
-
-    def forward(self, example: Example, generator: torch.Generator) -> torch.Tensor:
-        network, evidence = self.network, example.evidence
-        x = denoiser.coordinates_of(network).encode(example.ctrl, evidence)
-        match self.config.objective:
-            case "mean":
-                return objectives.mean_loss(network, evidence, x)
-            case "median":
-                return objectives.median_loss(network, evidence, x)
-            case "gaussian":
-                return objectives.gaussian_loss(network, evidence, x)
-            case "energy":
-                (regressor,) = self.frozen
-                choices = self.config.solver_steps
-                drawn = int(torch.randint(len(choices), (), generator=generator))
-                return objectives.energy_loss(
-                    denoiser.prepare(network, evidence, regressor),
-                    example,
-                    generator,
-                    table=sampling.table_for("angular", choices[drawn]),
-                    num_samples=self.config.solver_samples,
-                )
-            case "velocity":
-                (regressor,) = self.frozen
-                with torch.no_grad():
-                    anchor = None if regressor is None else denoiser.regress(regressor, evidence)
-                power = self.config.noisy_power
-                return objectives.velocity_loss(
-                    network, evidence, x, generator, anchor=anchor, noisy_power=power
-                )
-
-
-def read_network(folder: Path) -> TrajectoryDiT:
-    """A finished network.
-
-    Raises:
-        UserError: there is none in the folder, or it is damaged.
-    """
-    try:
-        return TrajectoryDiT.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"need a finished model in {folder}: {error}") from error
-
-
-def load_regressor(config: Train) -> TrajectoryDiT | None:
-    """The frozen regressor a sampler stands on, if one was asked for.
-
-    Raises:
-        UserError: it is given for another objective, or is no "gaussian" network.
-    """
-    if config.regressor is None:
-        return None
-    if output_of(config) != "velocity":
-        raise UserError(
-            f"--regressor goes with --objective velocity or energy, got {config.objective}"
-        )
-    regressor = read_network(config.regressor)
-    if regressor.config["output"] != "gaussian":
-        raise UserError(
-            f'need a "gaussian" regressor, {config.regressor} is a {regressor.config["output"]!r} network'
-        )
-    return regressor.requires_grad_(False).eval()
-
-
 def worlds_for(config: Train, progress: Progress) -> Worlds:
     """The pool of the configuration, generated as far as it is missing."""
     if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
@@ -264,6 +190,7 @@ def require_same(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT
         **dataclasses.asdict(config.network),
         "output": output_of(config),
         "anchored": regressor is not None,
+        **few_steps_of(config),
     }
     for name, value in wanted.items():
         if network.config[name] != value:
@@ -312,6 +239,7 @@ def _run(config: Train, progress: Progress) -> Path:
     )
     # What may be refused comes before hours of drawing worlds.
     regressor = load_regressor(config)
+    teacher = load_teacher(config, regressor)
     state = config.out / "checkpoint.safetensors"
     network = checkpoint.network(state) if state.exists() else None
     worlds = worlds_for(config, progress)
@@ -336,7 +264,7 @@ def _run(config: Train, progress: Progress) -> Path:
     )
     accelerator.init_trackers("logs")
     bar = progress.add_task(config.objective, total=steps, completed=done, note="")
-    model = accelerator.prepare_model(Objective(config, network, regressor))
+    model = accelerator.prepare_model(Objective(config, network, regressor, teacher))
     for step in range(done, steps):
         example = draw_example(config, worlds, step, accelerator.process_index, imaged)
         generator = seeded(config.seed, step, accelerator.process_index, 1)

@@ -2,23 +2,35 @@ r"""Guidance maps denoisers to denoisers, so that every sampler gets every guida
 
     cfg         x̂_0 = D(x_t | ∅) + w (D(x_t | e) − D(x_t | ∅))      Ho & Salimans 2022, eq. 6
     corrected   x̂_0 = C(D(x_t))                                      C: x_0 → x_0
+    descended   x̂_0 = D(x_t) − (σ_t² / α_t) Σ ∇_{x_t} E(D(x_t))      Chung et al. 2023 (DPS), eq. 11
 
 Ho & Salimans' own w is ours less 1. At fixed x_t the answers x̂_0, ε and velocity are affine in each
 other, so mixing x̂_0 is the same as mixing any of them. C may be a posterior step, such as a
 least-squares projection onto what was observed.
+
+E says how badly an x_0 fits what was observed, as minus a log likelihood; Σ is the covariance of the noise. By
+Tweedie's formula x̂_0 = (x_t + σ² Σ ∇ log p(x_t)) / α, so the gradient that DPS adds to the score moves x̂_0 as
+above; and since Cov[x_0 | x_t] = (σ² / α) ∂x̂_0/∂x_t Σ, that is −Cov[x_0 | x_t] ∇E(x̂_0): what x_t leaves open
+moves, and with it what it is correlated with. DPS divides by the misfit; here the weight of an energy stays what it
+was given.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from samplers.predictions import Prediction
+from samplers.schedules import Schedule
 from samplers.solve import Denoise
 
 Correct = Callable[[Tensor], Tensor]
 """x̂_0 `[K, ...]` → a better x̂_0 `[K, ...]`."""
+
+Energy = Callable[[Tensor], Tensor]
+"""x_0 `[K, ...]` → how badly each of the K fits, `[K]`."""
 
 
 def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
@@ -60,3 +72,42 @@ def corrected(denoise: Denoise, correct: Correct) -> Denoise:
         return correct(denoise(x_t, t))
 
     return denoise_and_correct
+
+
+def weighted(energies: Sequence[tuple[float, Energy]]) -> Energy:
+    """The weighted sum of several energies. Raises ValueError for none, or a weight that is negative or not finite."""
+    if not energies:
+        raise ValueError("need at least one energy, got none")
+    for weight, _ in energies:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"need finite weights of at least 0, got {weight}")
+
+    def total(x_0: Tensor) -> Tensor:
+        return torch.stack([weight * energy(x_0) for weight, energy in energies]).sum(0)
+
+    return total
+
+
+def descended(
+    denoise: Denoise, energy: Energy, schedule: Schedule, covariance: Correct | None = None
+) -> Denoise:
+    """Move every estimate of x_0 down the gradient of an energy, taken through the denoiser.
+
+    covariance: multiplies by that of the noise, Σ; None for white noise. At t = 1 nothing is moved: where α = 0, x_t
+    says nothing of x_0. A step costs one evaluation and its gradient in x_t, which is as many multiply-adds again:
+    count two.
+    """
+
+    def denoise_and_descend(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha(t.double()).item(), schedule.sigma(t.double()).item()
+        if alpha == 0:
+            return denoise(x_t, t)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            x_0 = denoise(x, t)
+            (slope,) = torch.autograd.grad(energy(x_0).sum(), x)
+        if covariance is not None:
+            slope = covariance(slope)
+        return x_0.detach() - sigma**2 / alpha * slope
+
+    return denoise_and_descend

@@ -9,6 +9,7 @@ are linear in (x_t, x̂_0), see predictions.py. A row is one evaluation, whateve
                     ancestral      noise     Song et al. 2021a, eq. 16; η = 1 is Ho et al. 2020, eq. 7 (DDPM)
                     euler          order 1   Euler on the straight path (Liu et al. 2023)
                     angular        order 1   Euler on the circle (velocity of Salimans & Ho 2022)
+                    renoised       noise     to the data and back, along the circle (Song et al. 2023, algorithm 1)
     multistep.py    dpmpp_2m       order 2   Lu et al. 2022 (DPM-Solver++), algorithm 2
                     dpmpp_2m_sde   noise     the same, eq. 18
                     unipc          order p+1 Zhao et al. 2023, corrector included
@@ -20,8 +21,8 @@ Multistep methods need earlier answers, which is what d is for. A method that ev
 corrects its last step once the next answer is known, seems to need an earlier x as well. It does not: x_t went into
 the x at hand by a row that is known, so it can be put as that x less earlier answers, and d takes those.
 
-Of the rows here one to t = 0 has a = d = e = 0 and b = 1: it returns the denoiser's answer. Only `angular` keeps a
-little of x_t.
+Of the rows here one to t = 0 has a = d = e = 0 and b = 1: it returns the denoiser's answer. Only `angular` and
+`renoised` keep a little of x_t.
 """
 
 import math
@@ -164,3 +165,18 @@ def angular(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
     """
     check_grid(grid)
     return memoryless(grid, *euler_rows(circle(schedule, grid)))
+
+
+def renoised(schedule: Schedule, grid: Float64[Tensor, "times"]) -> Table:
+    """Go all the way to the data by one step of `angular`, then put fresh noise on; the last step puts none on.
+
+    x_s = α_s (x̄_t − φ_t v) + σ_s ε: the sampler of a consistency model whose velocity is the mean over the rest of the
+    circle (`distillation.py`). Exact for standard normal data with v = 0, in any number of steps.
+    Raises ValueError for a bad grid.
+    """
+    check_grid(grid)
+    flow = circle(schedule, grid)
+    turn, k, m = (x[:-1] for x in (flow.clock, flow.k, flow.m))
+    alpha, sigma = schedule.alpha(grid)[1:], schedule.sigma(grid)[1:]
+    a = alpha / flow.scale[:-1] * (1 - turn * k / m)
+    return memoryless(grid, a, alpha * turn / m, sigma)

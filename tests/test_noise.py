@@ -51,6 +51,16 @@ def covariance_of_points(noise: PointNoise, group: int) -> torch.Tensor:
     return C
 
 
+def test_covary_is_correlate_and_its_transpose():
+    factors = some_noise().factors(some_evidence(N=N))
+    x = torch.randn((1, 2, N, M, 3), generator=seeded(), dtype=F64)
+    # Applied to every basis vector, correlate is the matrix L.
+    basis = torch.eye(N * M * 3, dtype=F64).unflatten(-1, (N, M, 3))[None]
+    L = factors.correlate(basis).flatten(2)[0].T
+    expected = (L @ L.T @ x.flatten(2).mT[0]).T.unflatten(-1, (N, M, 3))
+    torch.testing.assert_close(factors.covary(x)[0], expected)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_covariance_is_c_kron_s(axis):
     noise = some_noise()

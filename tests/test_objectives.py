@@ -220,3 +220,89 @@ def test_marginal_score_of_samples_of_known_spread():
     assert score == pytest.approx(math.pi**-0.5, abs=0.02)
     nothing = objectives.marginal_score(clip, example, torch.zeros_like(samples)).item()
     assert nothing == pytest.approx((2 / math.pi) ** 0.5, abs=0.02)
+
+
+def whole_example(evidence, ctrl):
+    """An example whose truth is these control points."""
+    B, N = ctrl.shape[:2]
+    seen = torch.ones(B, N, 4)
+    return Example(
+        evidence, ctrl, ctrl[..., :4, :], seen.bool(), seen[..., 0].bool(), seen[..., None].expand(-1, -1, -1, 2),
+        seen, torch.ones(B, 4), torch.linspace(0, 1, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["progressive", "consistency"])
+def test_a_student_of_a_network_that_says_nothing_has_nothing_to_learn(objective):
+    """v = 0 is the mean velocity over any arc; a student that says 1 is off by 1, or by what its own answer leaves."""
+    evidence = some_evidence(B, N)
+    truth = torch.randn((B, 1, N, M, 3), generator=seeded(), dtype=torch.float64)
+    silent, loud = (some_network(trained=False, token_channels=0) for _ in range(2))
+    torch.nn.init.ones_(loud.project_out.bias)
+    teacher = denoiser.prepare(silent, evidence)
+    example = whole_example(evidence, teacher.decode(truth)[:, 0])
+
+    def loss(network, **settings):
+        student = denoiser.prepare(network, evidence)
+        if objective == "progressive":
+            return objectives.progressive_loss(student, teacher, example, seeded(), num_steps=3)
+        return objectives.consistency_loss(
+            student, teacher, example, seeded(), noisy_power=1.0, **settings
+        )
+
+    settings = {} if objective == "progressive" else {"num_intervals": 4}
+    # V = 1 against φ_s / φ_t: the mean over four times of (1 − s / t)^2 = (1/4, 1/3, 1/2, 1)^2.
+    expected = 1 if objective == "progressive" else (1 / 16 + 1 / 9 + 1 / 4 + 1) / 4
+    assert loss(silent, **settings).item() == pytest.approx(0, abs=1e-12)
+    assert loss(loud, **settings).item() == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_student_that_goes_where_its_teacher_goes_has_no_loss(num_steps):
+    """The loss is the distance of the student's steps from the teacher's two, as their tables take them."""
+    evidence = some_evidence(2, N)
+    teacher = denoiser.prepare(some_network(token_channels=0), evidence)
+    quiet = denoiser.prepare(some_network(trained=False, token_channels=0), evidence)
+    truth = 0.1 * torch.randn((2, 1, N, M, 3), generator=seeded(), dtype=torch.float64)
+    example = whole_example(evidence, teacher.decode(truth)[:, 0])
+    loss = objectives.progressive_loss(quiet, teacher, example, seeded(), num_steps=num_steps)
+    # A student that says nothing stays where it is, so its loss is the squared mean velocity of the teacher.
+    generator = seeded()
+    step = torch.randint(num_steps, (2, 1), generator=generator)
+    times = sampling.table_for("angular", 2 * num_steps).times
+    x = objectives.noised(quiet, example, times[2 * step], generator)
+    table = sampling.table_for("angular", 2 * num_steps)
+    expected = []
+    for clip in range(2):
+        y = x.clone()
+        for i in (2 * int(step[clip]), 2 * int(step[clip]) + 1):
+            t = table.times[i]
+            answer = teacher.velocity(y, t)
+            answer = denoiser.SCHEDULE.alpha(t) * y - denoiser.SCHEDULE.sigma(t) * answer
+            y = table.a[i] * y + table.b[i] * answer
+        expected.append(((x - y)[clip] / (math.pi / 2 / num_steps)).square().mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_half_precision_leaves_the_gradient_of_consistency_whole():
+    """Copies of weights that are made without gradients first would have none."""
+    evidence = some_evidence(4, N, dtype=torch.float32)
+    network, taught = (some_network(token_channels=0).float() for _ in range(2))
+    truth = torch.randn((4, 1, N, M, 3), generator=seeded())
+    teacher = denoiser.prepare(taught.requires_grad_(False), evidence)
+    example = whole_example(evidence, teacher.decode(truth)[:, 0])
+
+    def gradient(enabled: bool) -> torch.Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            student = denoiser.prepare(network, evidence)
+            loss = objectives.consistency_loss(
+                student, teacher, example, seeded(), num_intervals=4, noisy_power=0.5
+            )
+        loss.backward()
+        parameters = dict(network.named_parameters())
+        named = [parameters[name].grad for name in ("blocks.0.mlp.0.weight", "embed_noised.weight")]
+        return torch.cat([g.flatten() for g in named if g is not None])
+
+    whole, half = gradient(False), gradient(True)
+    assert torch.nn.functional.cosine_similarity(whole, half, 0) > 0.98

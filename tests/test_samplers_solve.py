@@ -10,7 +10,7 @@ from jaxtyping import config
 from torch import Tensor
 
 from samplers.grids import uniform
-from samplers.guidance import cfg, corrected
+from samplers.guidance import cfg, corrected, descended, weighted
 from samplers.multistep import dpmpp_2m
 from samplers.noise import SeededNoise
 from samplers.predictions import Kind, from_prediction, target, to_x_0
@@ -225,6 +225,49 @@ def test_a_least_squares_snap_is_met_exactly_and_moves_nothing_else(sampler) -> 
     # What was not observed, the null space of A, is sampled as without the snap.
     null = torch.eye(5, dtype=F64) - inverse @ matrix
     torch.testing.assert_close(answer @ null, free @ null, rtol=0, atol=1e-12)
+
+
+def test_descent_is_the_posterior_mean_where_the_observation_is_weak() -> None:
+    """x_0 ~ N(0, Σ), y = A x_0 + noise of deviation s: x̂_0 + σ² Σ Aᵀ (s² + σ² A Σ Aᵀ)⁻¹ (y − A x̂_0)."""
+    generator = torch.Generator().manual_seed(5)
+    factor, matrix = (torch.randn(n, 4, generator=generator, dtype=F64) for n in (4, 2))
+    covariance, observed = factor @ factor.T, torch.tensor([0.7, -0.2], dtype=F64)
+    schedule, t = CosineSchedule(), torch.tensor(0.6, dtype=F64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    x_t = torch.randn(3, 4, generator=generator, dtype=F64)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        # Noise has the covariance of the data, and α² + σ² = 1.
+        return schedule.alpha(t) * x
+
+    def answer(s: float) -> Tensor:
+        def energy(x_0: Tensor) -> Tensor:
+            return (x_0 @ matrix.T - observed).square().sum(-1) / (2 * s**2)
+
+        halves = weighted([(0.5, energy), (0.5, energy)])
+        return descended(denoise, halves, schedule, lambda g: g @ covariance)(x_t, t)
+
+    def exact(s: float) -> Tensor:
+        x_0 = alpha * x_t
+        seen = matrix @ covariance @ matrix.T * sigma**2 + s**2 * torch.eye(2, dtype=F64)
+        gain = sigma**2 * covariance @ matrix.T @ torch.linalg.inv(seen)
+        return x_0 + (observed - x_0 @ matrix.T) @ gain.T
+
+    for s in (30.0, 300.0):
+        moved = exact(s) - alpha * x_t
+        assert (answer(s) - exact(s)).abs().max() < 30 / s**2 * moved.abs().max()
+    one = torch.ones((), dtype=F64)
+    torch.testing.assert_close(
+        descended(denoise, lambda x: x.sum(-1), schedule)(x_t, one), denoise(x_t, one)
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [([], "got none"), ([-1.0], "got -1"), ([math.inf], "got inf")]
+)
+def test_bad_weights_of_energies_are_refused(weights: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weighted([(weight, lambda x: x.sum(-1)) for weight in weights])
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), RectifiedSchedule()])

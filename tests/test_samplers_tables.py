@@ -19,7 +19,7 @@ from samplers.noise import SeededNoise
 from samplers.schedules import CosineSchedule, DiscreteSchedule, RectifiedSchedule, Schedule
 from samplers.singlestep import dpmpp_2s, heun
 from samplers.solve import solve
-from samplers.tables import Table, ancestral, angular, ddim, euler
+from samplers.tables import Table, ancestral, angular, ddim, euler, renoised
 
 F64 = torch.float64
 # A busy machine must not fail a property for being slow.
@@ -334,7 +334,8 @@ def test_bad_eta_is_refused(eta: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [ddim, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, angular, heun, unipc]
+    "sampler",
+    [ddim, renoised, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, euler, angular, heun, unipc],
 )
 def test_bad_grids_are_refused(sampler) -> None:
     for grid in ([0.0, 1.0], [1.0, 0.5, 0.5, 0.0], [1.0], [2.0, 0.0]):

@@ -21,7 +21,7 @@ def some_clip() -> denoiser.ClipDenoiser:
     return denoiser.prepare(network, evidence)
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "renoised"])
 def test_a_hypothesis_depends_on_its_seed_alone(sampler):
     clip, table = some_clip(), sampling.table_for(sampler, 4)
     alone = sampling.sample(clip, [7], table)
@@ -70,6 +70,15 @@ def test_what_cannot_be_sampled_is_refused():
         sampling.seeds_from(-1, 4)
     with pytest.raises(UserError, match="at least 1 inference step, got 0"):
         sampling.table_for("ddim", 0)
+
+
+def test_what_a_network_was_trained_for_is_what_is_usual():
+    for trained, expected in (
+        ({}, ("ancestral", 8)),
+        ({"trained_steps": 2}, ("angular", 2)),
+        ({"trained_steps": 1, "trained_sampler": "renoised"}, ("renoised", 1)),
+    ):
+        assert sampling.usual(some_network(**trained)) == expected
 
 
 def test_temperature_scales_the_noise():

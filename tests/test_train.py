@@ -155,6 +155,82 @@ def test_a_process_that_was_killed_goes_on_exactly(tmp_path, worlds_folder, unin
     assert losses(out).keys() == losses(uninterrupted).keys()
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, worlds_folder, regressor) -> Path:
+    config = settings(
+        tmp_path_factory.mktemp("teacher"), worlds_folder, objective="velocity", regressor=regressor
+    )
+    train.run(config)
+    return config.out / "model"
+
+
+@pytest.mark.parametrize("objective", ["progressive", "consistency"])
+def test_a_student_that_was_killed_goes_on_exactly(
+    tmp_path, worlds_folder, regressor, teacher, monkeypatch, objective
+):
+    """What it learns from is read again; its own answers, which it also learns from, are functions of its weights."""
+    changes = {"objective": objective, "regressor": regressor, "teacher": teacher}
+    whole, parts = (settings(tmp_path / n, worlds_folder, **changes) for n in ("whole", "parts"))
+    folder = train.run(whole)
+    draw = train.draw_example
+
+    def draw_and_die(config, worlds, step, *rest):
+        if step == 3:
+            raise Killed
+        return draw(config, worlds, step, *rest)
+
+    monkeypatch.setattr(train, "draw_example", draw_and_die)
+    with pytest.raises(Killed):
+        train.run(parts)
+    monkeypatch.setattr(train, "draw_example", draw)
+    train.run(parts)
+    assert losses(parts.out) == losses(whole.out)
+    ours, theirs = (load_file(c.out / "checkpoint.safetensors") for c in (parts, whole))
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    pipe = Diffusion4DPipeline.from_pretrained(folder)
+    told, given = pipe.transformer.config, TrajectoryDiT.from_pretrained(teacher).config
+    assert (told["trained_steps"], told["trained_sampler"]) == (
+        2,
+        "renoised" if objective == "consistency" else "angular",
+    )
+    assert (told["coordinates"], told["noise"]) == (given["coordinates"], given["noise"])
+    with pytest.raises(UserError, match="with trained_steps 2, got 1"):
+        train.run(dataclasses.replace(whole, solver_steps=(1,)))
+    if objective == "progressive":
+        # One of two steps is a teacher for one of one, and for no other.
+        learner = settings(
+            tmp_path / "one", worlds_folder, **{**changes, "teacher": whole.out / "model"}
+        )
+        with pytest.raises(UserError, match="need a velocity network or one of 4 steps"):
+            train.run(learner)
+        train.run(dataclasses.replace(learner, solver_steps=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "--objective progressive needs a --teacher"),
+        ({"objective": "velocity"}, "--teacher goes with --objective progressive or consistency"),
+        ({"start_from": Path("anywhere")}, "leave out --start-from"),
+        ({"solver_steps": (1, 2)}, r"one number of --solver-steps, got \(1, 2\)"),
+        ({"regressor": None}, "the teacher stands on a regressor: True, got a regressor: False"),
+    ],
+)
+def test_what_cannot_teach_is_refused(
+    tmp_path, worlds_folder, regressor, teacher, changes, message
+):
+    given = {"objective": "progressive", "regressor": regressor, "teacher": teacher, **changes}
+    with pytest.raises(UserError, match=message):
+        train.run(settings(tmp_path, worlds_folder, **given))
+
+
+def test_what_says_no_velocity_cannot_teach(tmp_path, worlds_folder, regressor):
+    config = settings(tmp_path, worlds_folder, objective="consistency", teacher=regressor)
+    with pytest.raises(UserError, match="says 'gaussian' on the cosine path"):
+        train.run(config)
+
+
 @pytest.mark.parametrize("objective", ["mean", "gaussian", "velocity"])
 def test_the_loss_falls(tmp_path, worlds_folder, objective):
     config = settings(
@@ -232,7 +308,7 @@ def test_a_longer_pool_leaves_the_whitening_as_it_was(tmp_path, worlds_folder, u
         ({"worlds": PoolSpec(worlds=2, first_seed=pool.HELD_OUT)}, "held out for evaluation"),
         (
             {"regressor": Path("nowhere")},
-            "--regressor goes with --objective velocity or energy, got mean",
+            "--regressor goes with --objective velocity, energy, progressive, consistency, got mean",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import Worlds, draw_shard
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "trials"
-SIBLINGS = ("spaces", "scoring", "clips", "run", "report")
+SIBLINGS = ("spaces", "scoring", "clips", "records", "training", "run", "report")
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_the_loss_of_v_is_the_librarys(
     """The same numbers from the same generator; and its denoiser is the library's."""
     trial = scripts["spaces"].Trial(width=64)
     space = scripts["spaces"].Space.fit(trial, example, regressor)
-    network = space.network(trial, scripts["run"].Settings().config(trial))
+    network = space.network(trial, scripts["training"].Compute().config(trial))
     torch.nn.init.normal_(network.project_out.weight, std=0.02)
-    found = scripts["run"].prediction_loss(
+    found = scripts["training"].prediction_loss(
         network, space, example, torch.Generator().manual_seed(2), trial, 0.5
     )
     anchor = denoiser.regress(regressor, example.evidence)
@@ -95,7 +95,7 @@ def test_a_network_that_is_right_samples_the_data(
     r, noise = torch.randn(2, 1, 3, 4, 3), torch.randn(2, 1, 3, 4, 3)
     t = torch.tensor(0.3)
     alpha, sigma = trial.schedule.alpha(t), trial.schedule.sigma(t)
-    answer = scripts["run"].target(kind, r, noise, alpha, sigma)
+    answer = scripts["training"].target(kind, r, noise, alpha, sigma)
     clips = scripts["spaces"].Clips(_Says(answer), Coordinates((1.0,) * 9, 1.0), trial)
     assert torch.allclose(clips.denoise(alpha * r + sigma * noise, t), r, atol=1e-5)
 
@@ -143,11 +143,11 @@ def test_compute_ends_a_trial(
         return network(torch.ones(7, 5)).square().mean()
 
     macs = 2 * 7 * 5 * 3
-    settings = scripts["run"].Settings(batch=7)
-    spent = scripts["run"].spend(layer, loss, lambda _: example, 3.5 * macs, 0, settings)
+    compute = scripts["training"].Compute(batch=7)
+    spent = scripts["training"].spend(layer, loss, lambda _: example, 3.5 * macs, 0, compute)
     assert spent["steps"] == 4
     assert spent["clips"] == 28
-    falling = [scripts["run"].falling(f, 0.05) for f in (0.0, 0.05, 0.5, 1.0)]
+    falling = [scripts["training"].falling(f, 0.05) for f in (0.0, 0.05, 0.5, 1.0)]
     assert falling[0] < 0.2
     assert falling[1] == 1
     assert 0 < falling[2] < 1

@@ -111,6 +111,15 @@ class Data:
     pictured: list[Example]
 
     @classmethod
+    def tracked(
+        cls, pool: Path, choosing: Path, *, shards: int, scored: int, num_points: int
+    ) -> "Data":
+        """From folders of worlds to train on and worlds to score; tracks alone, no images."""
+        worlds = load_pool(shards_of(pool)[:shards])
+        scenes = list(scenes_of(load_pool(shards_of(choosing)), scored, num_points))
+        return cls(worlds, scenes, [], [])
+
+    @classmethod
     def load(
         cls,
         pool: Path,
@@ -124,10 +133,9 @@ class Data:
         num_points: int,
     ) -> "Data":
         """From folders of worlds to train on, worlds to score, and rendered worlds for both."""
-        worlds = load_pool(shards_of(pool)[:shards])
-        scenes = list(scenes_of(load_pool(shards_of(choosing)), scored, num_points))
+        tracked = cls.tracked(pool, choosing, shards=shards, scored=scored, num_points=num_points)
         imaged, pictured = pictured_scenes(load_tokens(rendered, encoder), held_back, num_points)
-        return cls(worlds, scenes, imaged, pictured)
+        return dataclasses.replace(tracked, imaged=imaged, pictured=pictured)
 
     def blind(self) -> list[Example]:
         """The scenes with images, without their tokens."""

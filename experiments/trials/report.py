@@ -4,12 +4,10 @@ python experiments/trials/report.py
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-Values = Sequence[float | None]
+from records import Values, mean, ratio, typical
 
 BASELINE, WAY = "baseline", "ancestral 8"
 GROUPS = {
@@ -60,29 +58,6 @@ PAIRS = (
         ("tokens, 10 % withheld", "images withheld"),
     ),
 )
-
-
-def ratio(ours: Values, theirs: Values) -> tuple[float, float, float]:
-    """Ratio of means over the clips both have, with a paired bootstrap 95 % interval."""
-    held = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-    a, b = np.array(held).T
-    draws = np.random.default_rng(0).integers(len(a), size=(2000, len(a)))
-    low, high = np.quantile(a[draws].mean(1) / b[draws].mean(1), [0.025, 0.975])
-    return float(a.mean() / b.mean()), float(low), float(high)
-
-
-def typical(ours: Values, theirs: Values) -> tuple[float, float, float]:
-    """Geometric mean of the clips' ratios, with a bootstrap 95 % interval: every clip counts alike, easy or hard."""
-    held = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-    logs = np.log(np.array(held)) @ [1, -1]
-    draws = np.random.default_rng(0).integers(len(logs), size=(2000, len(logs)))
-    low, high = np.exp(np.quantile(logs[draws].mean(1), [0.025, 0.975]))
-    return float(np.exp(logs.mean())), float(low), float(high)
-
-
-def mean(values: Values) -> float:
-    """Over the clips that have one."""
-    return float(np.mean([v for v in values if v is not None]))
 
 
 def compared(

@@ -20,7 +20,7 @@ from diffusion4d.noise import Factors
 from diffusion4d.scenes.batches import Example
 from diffusion4d.snap import snap
 from diffusion4d.train import seeded
-from samplers import grids, tables
+from samplers import tables
 from samplers.solve import solve
 
 SUBSETS = ("all", "occluded")
@@ -52,11 +52,7 @@ class BatchNoise:
 
 def table_of(way: Way, trial: Trial) -> tables.Table:
     """The sampler's table on the trial's own path."""
-    name, steps = way
-    grid = grids.uniform(steps)
-    if name == "ancestral":
-        return tables.ancestral(trial.schedule, grid, data_variance=sampling.RESIDUAL_VARIANCE)
-    return (tables.angular if name == "angular" else tables.ddim)(trial.schedule, grid)
+    return sampling.table_for(*way, trial.schedule)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from samplers.schedules import CosineSchedule, RectifiedSchedule
 
 COSINE, STRAIGHT = CosineSchedule(), RectifiedSchedule()
 
-Way = tuple[Literal["ancestral", "angular", "ddim"], int]
+Way = tuple[Literal["ancestral", "angular", "ddim", "dpmpp_2m", "renoised"], int]
 """A sampler and its number of steps. ddim is Euler's method on the straight path."""
 
 
