@@ -1,4 +1,4 @@
-r"""What every matcher answers: where points of the anchor frame are in each frame, how surely, and whether they are seen.
+r"""What every matcher answers: where points of the anchor frame are, how surely, and whether they are seen.
 
 A matcher gives each point n and each cell d of a frame (the token grid, refined) a share P[n, d] of
 belief; rows may sum to less than 1, and what is missing believes that the point is not there. With

@@ -60,7 +60,7 @@ class Matcher:
     """
 
     method: Method = "soft"
-    temperature: float = 0.05
+    temperature: float = 0.035
     upsample: int = 4
     dustbin: float = 0.5
     iterations: int = 10

@@ -1,4 +1,4 @@
-"""What belief is made of and weighed by: transport plans, votes, epipolar lines; each against a closed form or an oracle."""
+"""Transport plans, votes, epipolar lines: each against a closed form or an oracle."""
 
 import math
 

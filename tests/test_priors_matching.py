@@ -1,4 +1,4 @@
-"""Matchers on tokens whose motion is known, on frames that show nothing, and on the O(T^2) pipeline they are compared with."""
+"""Matchers on tokens whose motion is known, on frames that show nothing, and on the O(T^2) pipeline."""
 
 import itertools
 from typing import get_args
