@@ -7,6 +7,8 @@ r"""How well do tokens track, who matches them best, and what does the anchor fr
                time in T
     real       clips nobody here made: token tracks against Lucas-Kanade where that holds a point end to end, and the
                points that "fused" has brought back, judged by following them back to frame 0
+    full-rate  every frame of four rendered worlds: what each tracker finds of what is visible, and how much of what it
+               claims is right; and the same of what "fused" brings back
     heads      log depth by a linear head, fitted by least squares to the frozen tokens of other worlds, and by the
                packaged DPT head: AbsRel and delta < 1.25 after the median's factor, parameters, cost
     precision  tokens in bf16 and int8 against float32: cosine, PCK of the tokens' matches, CPU time
@@ -28,9 +30,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from clips import on_real_clips
-from depth import linear_against_dpt
-from scoring import Tally, encoders, some_worlds
+from depth_heads import linear_against_dpt
+from full_rate import film, scored
+from matching_scores import Tally, encoders, some_worlds
+from real_clips import on_real_clips
 from torch.nn import functional
 
 from diffusion4d.atomic import replace_when_done
@@ -46,7 +49,7 @@ TEMPERATURES = {"tiny": 0.035, "random weights": 0.01, "raw pixels": 0.05}
 """tiny's was chosen on 9 other worlds, out of .02, .035, .05, .1; the others' were not."""
 LENGTHS = (6, 12, 24, 48)
 
-Part = Literal["rendered", "pairs", "real", "heads", "precision", "picture"]
+Part = Literal["rendered", "pairs", "real", "full-rate", "heads", "precision", "picture"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Settings:
     """Worlds that are scored: the first of each image shape in turn. A part takes fewer where it says so."""
     frames: int = 24
     """Frames of a real clip, every other one of its own."""
+    pack: Path = Path("runs/pack")
+    """Pack of actors, for the worlds that are rendered on the spot."""
+    filmed_from: int = 2**31 + 100_000
+    """Seed of the first of these worlds."""
     only: tuple[str, ...] = ()
     """Real clips by name; all by default."""
     out: Path = Path(__file__).parent / "results.json"
@@ -204,12 +211,17 @@ def picture(settings: Settings) -> dict[str, object]:
 
 
 def real(settings: Settings) -> dict[str, object]:
-    """See `clips`."""
+    """See `real_clips`."""
     return on_real_clips(settings.videos, settings.frames, settings.only)
 
 
+def full_rate(settings: Settings) -> dict[str, object]:
+    """See `full_rate`."""
+    return scored([film(settings.filmed_from + i, settings.pack) for i in range(4)])
+
+
 def heads(settings: Settings) -> dict[str, object]:
-    """See `depth`."""
+    """See `depth_heads`."""
     return linear_against_dpt(settings.held_out, settings.fitting, settings.worlds, settings.draws)
 
 
@@ -217,6 +229,7 @@ PARTS: dict[Part, Callable[[Settings], dict[str, object]]] = {
     "rendered": rendered,
     "pairs": pairs,
     "real": real,
+    "full-rate": full_rate,
     "heads": heads,
     "precision": precision,
     "picture": picture,

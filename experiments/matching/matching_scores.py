@@ -55,7 +55,7 @@ def some_worlds(folder: Path, count: int) -> list[World]:
     Raises:
         ValueError: the folder has fewer.
     """
-    stacks = load_rendered(sorted(folder.glob("*-depth*.safetensors")))
+    stacks = load_rendered(sorted(folder.glob("[0-9]*-depth*.safetensors")))
     order = sorted((b, s) for s, stack in enumerate(stacks) for b in range(len(stack)))
     if len(order) < count:
         raise ValueError(f"need {count} rendered worlds, got {len(order)} in {folder}")

@@ -60,11 +60,11 @@ def linear_against_dpt(
     """A linear head on the frozen tokens against the packaged DPT head."""
     mapper = load_pointmapper("tiny")
     encoder = mapper.encoder
-    fitting = load_rendered(sorted(fitting_worlds.glob("*-depth*.safetensors")))
+    fitting = load_rendered(sorted(fitting_worlds.glob("[0-9]*-depth*.safetensors")))
     known = {"linear": fit_linear(encoder, fitting), "dpt": mapper.head}
     scores: dict[str, list[list[float]]] = {"flat": [], **{name: [] for name in known}}
     seconds: dict[str, list[float]] = {name: [] for name in known}
-    stacks = load_rendered(sorted(held_out.glob("*-depth*.safetensors")))
+    stacks = load_rendered(sorted(held_out.glob("[0-9]*-depth*.safetensors")))
     order = sorted((b, s) for s, stack in enumerate(stacks) for b in range(len(stack)))
     for b, s in order[:count]:
         truth = stacks[s].depth[b].float().log()
