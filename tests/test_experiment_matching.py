@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,3 +107,16 @@ def test_the_readme_says_what_the_results_say() -> None:
         assert f"{results['precision'][name]['time over fp32']:.2f}" in readme
     for name, row in results["real"].items():
         assert f"| {name} | {row['lk seen share']:.3f} | {row['fused seen share']:.3f} |" in readme
+
+
+def test_what_a_tracker_claims_is_judged() -> None:
+    full_rate = script("full_rate")
+    claimed = np.array([True, True, True, False, False])
+    seen = np.array([True, True, False, True, False])
+    error = np.array([1.0, 9.0, 2.0, 0.5, 0.5])
+    found = full_rate.quality(claimed, error, seen)
+    assert found["found of visible"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["right of claimed"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["hidden of claimed"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["median px of claimed"] == 2.0
+    assert full_rate.quality(~claimed & claimed, error, seen)["claimed"] == 0
