@@ -12,7 +12,7 @@ embedding stay in float32.
 
 import copy
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -36,16 +36,17 @@ def in_precision(encoder: Encoder, precision: Precision) -> Encoder:
         )
     other = copy.deepcopy(encoder)
     other.precision = precision
+    network: nn.Module = other.model
     if precision == "bf16":
-        other.model.to(torch.bfloat16)
+        network.to(torch.bfloat16)
     if precision == "int8":
         if other.model.device.type != "cpu":
             raise ValueError(f"int8 runs on the CPU only, got an encoder on {other.model.device}")
-        other.model = _quantised(other.model)
+        other.model = _quantised(network)
     return other
 
 
-def _quantised(model: nn.Module) -> nn.Module:
+def _quantised(model: nn.Module) -> Any:
     with warnings.catch_warnings():
         # It says that torchao is to take over; the day it does, the import fails and says so below.
         warnings.simplefilter("ignore")
