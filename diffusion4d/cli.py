@@ -56,8 +56,11 @@ class Sample:
     """Packaged model (tiny, tiny-l2) or a folder."""
     encoder: str | None = None
     """Encoder of image tokens: the one the model was trained with (a name or folder), or none."""
-    tracks: Path | None = None
-    """Tracks npz: tracks [T, N, 2] px and visibility [T, N]; without a video also intrinsics [4], size [2]."""
+    tracks: str | None = None
+    """Who follows the points: lk (the default), dino, sinkhorn, fused (lk, and dino where it loses a point). Or a
+    tracks npz: tracks [T, N, 2] px and visibility [T, N]; without a video also intrinsics [4], size [2]."""
+    track_encoder: str = "tiny"
+    """Encoder whose tokens dino, sinkhorn and fused match: a packaged one, a folder or a model id."""
     num_points: int = 128
     """Points to choose and follow."""
     steps: int | None = None
@@ -181,6 +184,7 @@ def sample(options: Sample) -> int:
         intrinsics=options.intrinsics,
         fov=options.fov,
         num_points=options.num_points,
+        track_encoder=options.track_encoder,
     )
     with staged_progress() as report:
         stages = Stages(report, lambda line: print(f"  {line}", flush=True))

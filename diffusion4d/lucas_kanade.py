@@ -9,7 +9,7 @@ between (Kalal et al. 2010), and c the correlation between the patch now and the
 and below `LOST` the point is lost. The first factor sees that the window no longer matches; the second sees an
 occluder that slid over the window so slowly that each pair of frames matched. A lost point keeps its last
 position at visibility 0, and comes back only if its patch of frame 0 is found again where its neighbours'
-motion puts it: there and back from frame 0, with  exp(-b^2 / tau^2) * c >= `FOUND`.
+motion puts it, or where somebody else says: there and back from frame 0, with  exp(-b^2 / tau^2) * c >= `FOUND`.
 
 OpenCV puts pixel centres at integers, this project at integer + 0.5: `follow` converts at both ends.
 
@@ -19,7 +19,7 @@ Shape letters:  T frames   N points   R points in the window of a patch.
 from collections import deque
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
 from diffusion4d.errors import UserError
@@ -101,11 +101,17 @@ def follow(
     points: Float32[np.ndarray, "N 2"],
     *,
     find_again: bool = True,
+    elsewhere: tuple[Float32[np.ndarray, "T N 2"], Bool[np.ndarray, "T N"]] | None = None,
 ) -> tuple[Float32[np.ndarray, "T N 2"], Float32[np.ndarray, "T N"]]:
     """Positions (px, centres at + 0.5) and visibility in [0, 1] of points given in frame 0.
 
     Frames are turned to grey one at a time, so memory does not grow with the clip. A point outside the image
     has visibility 0 and stays where it was last seen.
+
+    Args:
+        find_again: look for lost points where their neighbours' motion puts them.
+        elsewhere: positions (px, centres at + 0.5), and where they are worth a try: where to look for points that
+            are lost and that the neighbours' motion did not bring back.
     """
     num_frames, num_points = len(frames), len(points)
     height, width = frames.shape[2:]
@@ -137,14 +143,13 @@ def follow(
             guess_L2 = tracks_TN2[t, lost] + _drift(
                 tracks_TN2, seen_TN, last_seen_N, near_NK, lost, t
             )
-            there_L2, back_L = _there_and_back(first, image, tracks_TN2[0, lost], guess_L2)
-            alike_L = _correlation(anchor_NR[lost], _patches(image, there_L2))
-            sure_L = np.exp(-((back_L / TAU) ** 2)) * alike_L
-            found_L = (sure_L >= FOUND) & _inside(there_L2, height, width)
-            found_L &= np.linalg.norm(there_L2 - guess_L2, axis=1) <= REACH
-            found = lost[found_L]
-            tracks_TN2[t, found] = there_L2[found_L]
-            seen_TN[t, found] = sure_L[found_L]
+            found = _look_for(first, image, anchor_NR, tracks_TN2, seen_TN, t, lost, guess_L2)
+        if elsewhere is not None:
+            places_TN2, worth_TN = elsewhere
+            still = lost[(seen_TN[t, lost] == 0) & worth_TN[t, lost]]
+            guess_L2 = places_TN2[t, still] - np.float32(0.5)
+            more = _look_for(first, image, anchor_NR, tracks_TN2, seen_TN, t, still, guess_L2)
+            found = np.concatenate([found, more])
         last_seen_N[seen_TN[t] > 0] = t
         now_NR = _patches(image, tracks_TN2[t])
         for old_NR in recent:
@@ -152,6 +157,31 @@ def follow(
         recent.append(now_NR)
         previous = image
     return tracks_TN2 + np.float32(0.5), seen_TN
+
+
+def _look_for(
+    first: np.ndarray,
+    image: np.ndarray,
+    anchor: np.ndarray,
+    tracks: np.ndarray,
+    seen: np.ndarray,
+    t: int,
+    lost: np.ndarray,
+    guess: np.ndarray,
+) -> np.ndarray:
+    """Look for lost points near guesses [L, 2] in frame t; writes those that are found, and says which these are."""
+    if len(lost) == 0:
+        return lost
+    height, width = image.shape
+    there_L2, back_L = _there_and_back(first, image, tracks[0, lost], guess)
+    alike_L = _correlation(anchor[lost], _patches(image, there_L2))
+    sure_L = np.exp(-((back_L / TAU) ** 2)) * alike_L
+    found_L = (sure_L >= FOUND) & _inside(there_L2, height, width)
+    found_L &= np.linalg.norm(there_L2 - guess, axis=1) <= REACH
+    found = lost[found_L]
+    tracks[t, found] = there_L2[found_L]
+    seen[t, found] = sure_L[found_L]
+    return found
 
 
 def _there_and_back(

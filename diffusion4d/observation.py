@@ -23,7 +23,8 @@ from diffusion4d import cameras
 from diffusion4d.clip import Clip, read_clip
 from diffusion4d.errors import UserError
 from diffusion4d.stages import Stages
-from diffusion4d.tracking import Tracks, query_points, track_lk
+from diffusion4d.token_tracks import TRACKERS, Tracker, track
+from diffusion4d.tracking import Tracks, query_points
 
 Video = str | Path | np.ndarray | Tensor | Clip
 
@@ -33,15 +34,17 @@ class Given:
     """Everything a user may say of a clip. All px are of the video as it is on disk, or of `size` without one.
 
     video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
-    tracks: [T, N, 2] px, a `Tracks`, or an npz file; without them points are chosen and tracked.
+    tracks: [T, N, 2] px, a `Tracks`, or an npz file; without them points are chosen and tracked. Or the name of who
+        tracks them: "lk" (the default), "dino", "sinkhorn", "fused" (`token_tracks`). A file of such a name is "./lk".
+    track_encoder: whose tokens "dino", "sinkhorn" and "fused" match: a packaged encoder, a folder or a model id.
     visibility: [T, N] in [0, 1], for tracks given as an array; all seen by default.
     size: (H, W) px of the image that tracks alone belong to.
     intrinsics: (fx, fy, cx, cy) px. fov: degrees over the longer side of the image, in their place.
     queries: [N, 2] px in the anchor frame to be tracked. num_points: how many to choose without them.
 
     Raises:
-        UserError: neither a video nor tracks; both intrinsics and a field of view, or both tracks and queries; a
-            visibility without tracks given as an array.
+        UserError: neither a video nor tracks; a tracker without a video; both intrinsics and a field of view, or both
+            tracks and queries; a visibility without tracks given as an array.
     """
 
     video: Video | None = None
@@ -52,13 +55,16 @@ class Given:
     fov: float | None = None
     queries: np.ndarray | Tensor | None = None
     num_points: int = 128
+    track_encoder: str = "tiny"
 
     def __post_init__(self) -> None:
         if self.video is None and self.tracks is None:
             raise UserError("need a video or tracks, got neither")
+        if self.video is None and self.tracker is not None:
+            raise UserError(f"need a video for the tracker {self.tracks!r}, got none")
         if self.intrinsics is not None and self.fov is not None:
             raise UserError("need intrinsics or a field of view, got both")
-        if self.tracks is not None and self.queries is not None:
+        if self.tracker is None and self.queries is not None:
             raise UserError("need tracks or queries to be tracked, got both")
         if self.visibility is not None and (
             self.tracks is None or isinstance(self.tracks, Tracks | str | Path)
@@ -67,18 +73,27 @@ class Given:
         if self.num_points < 1:
             raise UserError(f"need at least 1 point, got {self.num_points}")
 
+    @property
+    def tracker(self) -> Tracker | None:
+        """Who follows the points; None where their tracks are given."""
+        if self.tracks is None:
+            return "lk"
+        named = self.tracks if isinstance(self.tracks, str) else None
+        return next((tracker for tracker in TRACKERS if tracker == named), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
     """A clip as it was observed. Tracks and intrinsics are in px of `tracks.size`, the size of the clip.
 
-    clip: None for tracks alone. tracked: by whom. camera: whether the intrinsics were given or assumed.
+    clip: None for tracks alone. tracked: by whom: "lucas-kanade", "given", or the name of a tracker and the encoder
+    whose tokens it matched. camera: whether the intrinsics were given or assumed.
     """
 
     clip: Clip | None
     tracks: Tracks
     intrinsics: Float32[Tensor, "4"]
-    tracked: Literal["lucas-kanade", "given"]
+    tracked: str
     camera: Literal["given", "assumed"]
 
     @property
@@ -124,25 +139,27 @@ def observe(given: Given, seed: int = 0, stages: Stages | None = None) -> Observ
         video = given.video
         clip = video if isinstance(video, Clip) or video is None else read_clip(video)
     with stages.stage("tracking"):
-        if given.tracks is not None:
-            tracks = _given_tracks(given, clip)
+        tracker = given.tracker
+        if tracker is None:
+            tracks, tracked = _given_tracks(given, clip), "given"
         else:
             assert clip is not None
-            tracks = _follow(given, clip, seed)
+            tracks = track(clip, _queries(given, clip, seed), tracker, given.track_encoder)
+            tracked = "lucas-kanade" if tracker == "lk" else f"{tracker} ({given.track_encoder})"
     if not bool((tracks.visibility > 0).any()):
         raise UserError("need tracks that are seen somewhere, got visibility 0 throughout")
     intrinsics, camera = _camera(given, clip, tracks)
-    tracked = "lucas-kanade" if given.tracks is None else "given"
     return Observation(clip, tracks, intrinsics, tracked, camera)
 
 
-def _follow(given: Given, clip: Clip, seed: int) -> Tracks:
+def _queries(given: Given, clip: Clip, seed: int) -> Float32[Tensor, "N 2"]:
+    """The points to follow, px of the clip."""
     if given.queries is None:
-        return track_lk(clip, query_points(clip, given.num_points, seed=seed))
+        return query_points(clip, given.num_points, seed=seed)
     queries = torch.as_tensor(given.queries, dtype=torch.float32)
     if queries.ndim != 2 or queries.shape[-1] != 2:
         raise UserError(f"need queries of shape [N, 2], got {list(queries.shape)}")
-    return track_lk(clip, queries * _shrunk(clip))
+    return queries * _shrunk(clip)
 
 
 def _given_tracks(given: Given, clip: Clip | None) -> Tracks:
@@ -150,6 +167,10 @@ def _given_tracks(given: Given, clip: Clip | None) -> Tracks:
     assert tracks is not None
     # Tracks that do not say which image they belong to are of the video as it is on disk.
     extent = given.size if clip is None else clip.source_size
+    if isinstance(tracks, str) and not Path(tracks).suffix and not Path(tracks).exists():
+        raise UserError(
+            f"need tracks as a file or one of {', '.join(TRACKERS)}, found nothing at {tracks!r}"
+        )
     if isinstance(tracks, str | Path):
         tracks = Tracks.load(tracks, size=extent)
     elif not isinstance(tracks, Tracks):

@@ -85,7 +85,7 @@ class Objective(nn.Module):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             out = self.encoder(values, output_hidden_states=True)
             layers = tapped(out.hidden_states, self.head.taps, grid[0] * grid[1])
-            log_depth = self.head(layers, grid).float()
+            log_depth = self.head(layers, grid).float()[:, 0]
         maps = out.last_hidden_state[:, -grid[0] * grid[1] :].float().mT.unflatten(2, grid)
         extent = torch.tensor([width, height])
         where = (2 * views.pixels / extent - 1).transpose(1, 2).flatten(0, 1)

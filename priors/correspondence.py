@@ -72,6 +72,24 @@ def info_nce(
     return (cross_entropy(logits_PP, partner) + cross_entropy(logits_PP.T, partner)) / 2
 
 
+def refined(
+    tokens: Float[Tensor, "L C"], grid: tuple[int, int], upsample: int
+) -> Float[Tensor, "D C"]:
+    """Normalised features of the cells of a token grid that is refined `upsample` times each way, bilinearly.
+
+    Raises:
+        ValueError: `grid` does not fit `tokens`, or `upsample` < 1.
+    """
+    if grid[0] * grid[1] != len(tokens):
+        raise ValueError(f"need grid h * w = {len(tokens)} tokens, got grid={grid}")
+    if upsample < 1:
+        raise ValueError(f"need upsample >= 1, got {upsample}")
+    fine = (grid[0] * upsample, grid[1] * upsample)
+    maps_1Chw = tokens.T.unflatten(1, grid)[None]
+    finer = interpolate(maps_1Chw, size=fine, mode="bilinear", align_corners=False)
+    return normalize(finer[0].flatten(1).T, dim=-1)
+
+
 def match_points(
     features: Float[Tensor, "N C"],
     tokens: Float[Tensor, "L C"],
@@ -99,15 +117,8 @@ def match_points(
     Raises:
         ValueError: `grid` does not fit `tokens`, or `upsample` < 1.
     """
-    if grid[0] * grid[1] != len(tokens):
-        raise ValueError(f"need grid h * w = {len(tokens)} tokens, got grid={grid}")
-    if upsample < 1:
-        raise ValueError(f"need upsample >= 1, got {upsample}")
+    best = (features @ refined(tokens, grid, upsample).T).argmax(dim=-1)
     fine = (grid[0] * upsample, grid[1] * upsample)
-    maps_1Chw = tokens.T.unflatten(1, grid)[None]
-    refined = interpolate(maps_1Chw, size=fine, mode="bilinear", align_corners=False)
-    cells_DC = normalize(refined[0].flatten(1).T, dim=-1)
-    best = (features @ cells_DC.T).argmax(dim=-1)
     row, column = best // fine[1], best % fine[1]
     centre = torch.stack([column, row], dim=-1) + 0.5
     cell = features.new_tensor([size[1] / fine[1], size[0] / fine[0]])

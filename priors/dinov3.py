@@ -15,6 +15,8 @@ so that a denoiser trained on one encoder's tokens can refuse another's.
 Shape letters:  F frames   L = h w tokens a frame, h down and w across   C channels   p patch
 """
 
+import copy
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -60,6 +62,7 @@ class Encoder(nn.Module):
         fingerprint: 32 hex digits over the settings, the preprocessing of colours and the weights;
             the same for the same content whatever its name, file layout, device or version of
             transformers.
+        precision: "fp32", or what `priors.precision` made of it.
         channels: C.
         patch: p, in pixels of the preprocessed image.
 
@@ -82,6 +85,7 @@ class Encoder(nn.Module):
         self.model = model.requires_grad_(False)
         self.preprocessing = preprocessing
         self.name = name
+        self.precision = "fp32"
         self.patch: int = patch
         self.channels: int = config.hidden_size
         self.fingerprint = _fingerprint(model, preprocessing)
@@ -90,6 +94,12 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> "Encoder":
         """Stay in evaluation mode, whatever a trainer asks of the module around this one."""
         return super().train(False)
+
+    def at_size(self, size: tuple[int, int]) -> "Encoder":
+        """The same network, whose frames are brought to another size (H, W) first."""
+        other = copy.copy(self)
+        other.preprocessing = dataclasses.replace(self.preprocessing, size=size)
+        return other
 
     def preprocess(
         self, frames: Float[Tensor, "F 3 H W"] | UInt8[Tensor, "F 3 H W"]
@@ -146,7 +156,7 @@ class Encoder(nn.Module):
         if cache is None:
             return self(pixels_F3HW)
         # The same weights in another precision give other tokens.
-        identity = f"{self.fingerprint} {self.model.dtype}"
+        identity = f"{self.fingerprint} {self.precision} {self.model.dtype}"
         keys = [cache.key(identity, pixels) for pixels in pixels_F3HW]
         found = [cache.get(key) for key in keys]
         missing = [index for index, tokens in enumerate(found) if tokens is None]

@@ -9,6 +9,13 @@ additive constant, and so is what is compared: with r = a - log z over the pixel
                                                      arXiv:1907.01341, eqs. 7 and 11, on log depth)
     AbsRel mean |z' - z| / z,  z' = exp(a - median r)         delta  share with max(z'/z, z/z') < 1.25
 
+A head that also tells a log confidence k says that r - median r follows Laplace's law of scale exp(-k):
+
+    likelihood   mean exp(k) |r - median r| - k        (DUSt3R's confidence loss with alpha = 1: Wang
+                                                        et al. 2024, arXiv:2312.14132, eq. 4)
+
+least where exp(-k) is the mean error to be expected.
+
 Since X is linear in z along a fixed ray, a relative error of z is the same relative error of X.
 
 Shape letters:  F images   y, x cells of a map
@@ -24,7 +31,7 @@ from torch.nn import functional
 
 from priors.checkpoints import find_folder
 from priors.dinov3 import Encoder, load_encoder
-from priors.heads import Head, load_head, tapped
+from priors.heads import Dense, Head, load_head, tapped
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,16 @@ class Pointmapper:
     encoder: Encoder
     head: Head
 
-    @torch.no_grad()
     def log_depth(
         self, frames: Float[Tensor, "F 3 H W"] | UInt8[Tensor, "F 3 H W"]
     ) -> Float[Tensor, "F y x"]:
         """Log depth over the whole of each frame, its median 0; y x as the head has cells."""
+        log_depth_Fyx = self.dense(frames).log_depth
+        return log_depth_Fyx - log_depth_Fyx.flatten(1).median(1).values[:, None, None]
+
+    @torch.no_grad()
+    def dense(self, frames: Float[Tensor, "F 3 H W"] | UInt8[Tensor, "F 3 H W"]) -> Dense:
+        """All that the head says of each cell of the frames."""
         pixels = self.encoder.preprocess(frames)
         patch = self.encoder.patch
         grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
@@ -47,8 +59,7 @@ class Pointmapper:
             pixels.to(model.device, model.dtype), output_hidden_states=True
         ).hidden_states
         layers = tapped(hidden, self.head.taps, grid[0] * grid[1])
-        log_depth_Fyx = self.head([layer.float() for layer in layers], grid)
-        return log_depth_Fyx - log_depth_Fyx.flatten(1).median(1).values[:, None, None]
+        return Dense.of(self.head([layer.float() for layer in layers], grid))
 
     def pointmap(
         self,
@@ -138,6 +149,18 @@ def pointmap_loss(
         slopes = slopes + (torch.diff(r, dim=2).abs() * across).sum()
         total = total + edges / scales * slopes / (down.sum() + across.sum()).clamp_min(1)
     return total
+
+
+def confidence_loss(
+    log_depth: Float[Tensor, "F y x"],
+    log_confidence: Float[Tensor, "F y x"],
+    truth: Float[Tensor, "F y x"],
+    valid: Bool[Tensor, "F y x"],
+) -> Float[Tensor, ""]:
+    """Negative log likelihood of Laplace's law, without its constant; 0 (with a gradient) where nothing is valid."""
+    residual = without_scale(log_depth, truth, valid)
+    cost = log_confidence.exp() * residual.abs() - log_confidence
+    return torch.where(valid, cost, 0.0).sum() / valid.sum().clamp_min(1)
 
 
 def depth_errors(

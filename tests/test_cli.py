@@ -63,6 +63,15 @@ def test_tracks_alone(stock, tmp_path):
     np.testing.assert_array_equal(hyp.tracks.numpy(), flowing_tracks()[0])
 
 
+@pytest.mark.parametrize("tracker", ["lk", "dino", "sinkhorn", "fused"])
+def test_who_follows_the_points_is_chosen_and_said(stock, tmp_path, tracker):
+    arguments = [stock["good.mp4"], "--tracks", tracker]
+    assert cli.run(quick(stock, tmp_path / "out", *arguments)) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    said = "lucas-kanade" if tracker == "lk" else f"{tracker} (tiny)"
+    assert summary["assumed"]["tracks"] == said
+
+
 def test_range_and_camera(stock, tmp_path):
     arguments = ["--stride", "2", "--max-size", "32", "--intrinsics", "80", "80", "40", "32"]
     assert cli.run(quick(stock, tmp_path / "out", stock["good.mp4"], *arguments)) == 0
@@ -107,6 +116,12 @@ def bad_input(case: str, stock: dict[str, Path], folder: Path) -> list[str | Pat
             frames = flowing_tracks(5)
             np.savez(folder / "tracks.npz", tracks=frames[0], visibility=frames[1])
             return [stock["good.mp4"], "--tracks", folder / "tracks.npz"]
+        case "tracker":
+            return [stock["good.mp4"], "--tracks", "dyno"]
+        case "tracker alone":
+            return ["--tracks", "dino"]
+        case "track encoder":
+            return [stock["good.mp4"], "--tracks", "fused", "--track-encoder", "no-such-encoder"]
         case "k 0":
             return [stock["good.mp4"], "-k", "0"]
         case "no steps":
@@ -145,6 +160,9 @@ BAD_INPUT = {
     "model": ("need a model out of", "'huge'"),
     "encoder": ("trained without an encoder",),
     "checkpoint": ("damaged", "model"),
+    "tracker": ("a file or one of lk, dino, sinkhorn, fused", "'dyno'"),
+    "tracker alone": ("need a video for the tracker 'dino'",),
+    "track encoder": ("no-such-encoder",),
     "nothing": ("need a video or tracks", "neither"),
     "fov": ("between 0 and 180 degrees", "200"),
 }

@@ -190,7 +190,7 @@ def distributions(modules: set[str]) -> dict[str, set[str]]:
 def test_declared_is_what_is_imported() -> None:
     """Nothing is imported that an installation may lack; nothing is installed without a use."""
     extras = PROJECT["optional-dependencies"]
-    used = chain(*(extras[name] for name in ("train", "xformers", "triton")))
+    used = chain(*(extras[name] for name in ("train", "lora", "xformers", "triton")))
     declared = set(requirements([*PROJECT["dependencies"], *used]))
     imported = distributions({m for package in PACKAGES for m in imported_modules(package)})
     assert {m for m, names in imported.items() if not names & declared} == set()
@@ -210,7 +210,9 @@ def test_pins_are_within_the_declared_ranges() -> None:
     )
     assert {str(r.specifier)[:2] for r in pins.values()} == {"=="}
     extras = PROJECT["optional-dependencies"]
-    tested = [line for name in ("train", "notebooks", "test", "check") for line in extras[name]]
+    tested = [
+        line for name in ("train", "notebooks", "lora", "test", "check") for line in extras[name]
+    ]
     for name, requirement in requirements([*PROJECT["dependencies"], *tested]).items():
         version = str(pins[name].specifier)[2:]
         assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from priors.dinov3 import load_encoder
 from priors.heads import make_head
-from priors.pointmaps import Pointmapper, depth_errors, pointmap_loss, unproject, without_scale
+from priors.pointmaps import (
+    Pointmapper,
+    confidence_loss,
+    depth_errors,
+    pointmap_loss,
+    unproject,
+    without_scale,
+)
 
 
 def test_a_plane_comes_back_as_a_plane() -> None:
@@ -96,6 +103,26 @@ def test_errors_of_a_known_map() -> None:
     found[0, 0] = math.log(1.1)
     assert depth_errors(found, truth, valid)["delta"].item() == 1
     assert without_scale(found, truth, valid)[0, 1:].abs().max() == 0
+
+
+def test_confidence_is_right_where_it_says_the_mean_error() -> None:
+    """Laplace's law: the cost is least at k = -log mean |r - median r|, and its value there is 1 - k."""
+    generator = torch.Generator().manual_seed(0)
+    truth, valid = torch.zeros(1, 9, 9).double(), torch.ones(1, 9, 9, dtype=torch.bool)
+    valid[0, 0] = False
+    found = torch.randn(1, 9, 9, generator=generator, dtype=torch.float64)
+    error = without_scale(found, truth, valid)[valid].abs().mean()
+    best = -error.log()
+
+    def cost(k: Tensor) -> Tensor:
+        return confidence_loss(found, k * torch.ones_like(found), truth, valid)
+
+    assert cost(best).item() == pytest.approx(1 - best.item())
+    assert cost(best + 0.1) > cost(best)
+    assert cost(best - 0.1) > cost(best)
+    # What is not valid costs nothing, whatever is claimed of it.
+    nothing = confidence_loss(found, 50 * torch.ones_like(found), truth, ~valid & valid)
+    assert nothing.item() == 0
 
 
 def test_pointmap_spans_the_frame() -> None:
