@@ -119,7 +119,7 @@ def write_cameras(path: str | Path, cameras: CameraPath) -> Path:
 
 
 def _npz(path: Path) -> CameraPath:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         held = {name: archive[name] for name in archive.files}
     if "extrinsics" not in held:
         raise UserError(f"need extrinsics [T, 4, 4], got {sorted(held)}")

@@ -235,9 +235,13 @@ class Hypotheses:
         error_R = decode.ranked_reprojection(self.control_points, self.basis, self._view, wanted)
         return error_R * (REFERENCE_SIDE / min(self.size))
 
-    def rank(self) -> Int64[Tensor, "K"]:
-        """Indices of the hypotheses, best first, by `scores`. Ties keep their order."""
-        return self.scores().nan_to_num(torch.inf, posinf=torch.inf).argsort(stable=True)
+    def rank(self, scores: Float[Tensor, "K"] | None = None) -> Int64[Tensor, "K"]:
+        """Indices of the hypotheses, best first, by these scores (lower is better), or by their reprojection.
+
+        Ties keep their order. `diffusion4d.consistency.scores` judges by the pictures.
+        """
+        scores = self.scores() if scores is None else scores
+        return scores.nan_to_num(torch.inf, posinf=torch.inf).argsort(stable=True)
 
     @property
     def best(self) -> "Hypotheses":

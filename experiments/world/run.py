@@ -1,6 +1,6 @@
 r"""How right are the cameras, and what does a world frame cost or gain?
 
-Held-out worlds with exact cameras (`diffusion4d.scenes`), their bodies actors of a pack that were not trained on or generated,
+Held-out worlds with exact cameras (`diffusion4d.scenes`), their bodies generated or actors that were not trained on,
 points through the simulated tracker, the focal length known. Three sources of 3D points go through the same
 estimator (`priors.rigid`, `diffusion4d.world`):
 
@@ -15,8 +15,9 @@ still, for at least 15 % of the image's area). Only where ground is tracked can 
     direction    degrees between the ways from the first to each frame's camera, where the true way is at least 0.02
                  median depths and the estimate is not 0; median over frames
     precision, recall   of "stands still", against points that truly move less than MOVED median depths
-    EPE          mean |X − X*| over points, frames and hypotheses, both with a median anchor depth of 1: in the camera frame; in
-                 the world frame, both sides through their own cameras; and the camera frame taken for the world's
+    EPE          mean |X − X*| over points, frames and hypotheses, both with a median anchor depth of 1: in the camera
+                 frame; in the world frame, both sides through their own cameras; and the camera frame taken for
+                 the world's
     drift        of true still points between the first and last frame
 
     python experiments/world/run.py --pack runs/pack
@@ -49,7 +50,7 @@ from priors.rigid import area_shares
 
 FIRST_WORLD = HELD_OUT + 800_000
 MOVED = (0.001, 0.02)
-"""Median depths that a point must travel to count as moving: what the generator calls moving, and what a tracker sees."""
+"""Median depths that a point must travel to count as moving: what the generator says, and what a tracker sees."""
 TRAVELS = 0.02
 GROUND = 0.15
 
