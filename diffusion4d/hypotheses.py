@@ -243,6 +243,14 @@ class Hypotheses:
         scores = self.scores() if scores is None else scores
         return scores.nan_to_num(torch.inf, posinf=torch.inf).argsort(stable=True)
 
+    def off_centre(self) -> Float[Tensor, "K"]:
+        """Mean distance of each hypothesis to the mean of all, seen in each frame's own camera: for `rank`.
+
+        The mean of samples is nearer to the truth than a sample, so the sample nearest to it is one to show alone.
+        """
+        points_KNT3 = self.camera_points()
+        return (points_KNT3 - points_KNT3.mean(0)).norm(dim=-1).mean((1, 2))
+
     @property
     def best(self) -> "Hypotheses":
         """The best-ranked hypothesis alone (K = 1)."""

@@ -14,7 +14,7 @@ to stand still do so exactly: their control points are one place, the A_n of the
 corrected by what its own still points say together.
 
 Where the camera is still there is nothing to do: its frame is the world's. Where most hypotheses have no rigid subset
-worth the name, they are left as they are.
+worth the name, they are left as they are. Else each is placed by itself, whatever its mates.
 
 Shape letters:  K hypotheses   N points   M control points   T frames.
 """
@@ -67,32 +67,23 @@ def place(hypotheses: Hypotheses, given: CameraPath | None = None) -> Placed:
         raise UserError("need hypotheses in the camera frame, got some in the world already")
     if given is not None:
         return _with(hyp, given)
-    motion = rigid_motion(hyp.evaluate(), hyp.visibility.transpose(0, 1), hyp.intrinsics, hyp.size)
+    motion = rigid_motion(
+        hyp.evaluate(),
+        hyp.visibility.transpose(0, 1),
+        hyp.intrinsics,
+        hyp.size,
+        hyp.tracks.transpose(0, 1),
+    )
     if not motion.moves:
         return Placed(replace(hyp, static=motion.static), "still: its frame is the world's")
-    found_K = motion.found
-    if float(found_K.float().mean()) <= 0.5:
+    if float(motion.found.float().mean()) <= 0.5:
         return Placed(
             hyp,
             "moves or is unknown: no rigid background was found, each instant has its own frame",
         )
-    if not bool(found_K.all()):
-        motion = _with_majority(hyp, motion)
+    # A hypothesis with a smaller set than most keeps its own camera all the same: what is said of it must not
+    # depend on the others. Only the frame is the decision of all.
     return _moved(hyp, motion, "estimated: the world is the camera of the first frame")
-
-
-def _with_majority(hyp: Hypotheses, motion: RigidMotion) -> RigidMotion:
-    """Hypotheses in which no set was found take the middle one's cameras, in which one was."""
-    K = hyp.num_hypotheses
-    size_K = (motion.static.sum(-1) * motion.found).argsort(descending=True)
-    middle = size_K[int(motion.found.sum()) // 2]
-    extrinsics = torch.where(
-        motion.found[:, None, None, None], motion.extrinsics, motion.extrinsics[middle]
-    )
-    visibility = hyp.visibility.transpose(0, 1)
-    again = standing(hyp.evaluate(), visibility, hyp.intrinsics, hyp.size, extrinsics)
-    assert again.extrinsics.shape[0] == K
-    return again
 
 
 def _moved(hyp: Hypotheses, motion: RigidMotion, camera: str, *, rescale: bool = True) -> Placed:

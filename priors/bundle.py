@@ -29,6 +29,8 @@ SIGMA_DEPTH = 0.15
 """σ_z: what the log depth of a point errs."""
 INLIER = 3.0
 """c at the end. A point whose error is below this many σ belongs to the set."""
+UNKNOWN = 1.0
+"""σ_z where there is no reconstruction."""
 HIDDEN = 0.02
 """Visibility of an instant that was not seen: the reconstruction's own guess, worth little."""
 
@@ -58,8 +60,12 @@ class Seen:
         weight = visibility.double().clamp_min(HIDDEN)
         return cls(_projective(points, nearest)[0] * scale, weight, scale)
 
-    def take(self, chosen: Tensor) -> "Seen":
-        return replace(self, target=self.target[chosen])
+    @classmethod
+    def lifted(cls, plane: Tensor, like: "Seen") -> "Seen":
+        """Image plane positions [N, T, 2] alone, at depth 1, of which next to nothing is known."""
+        scale = like.scale * like.scale.new_tensor([1, 1, SIGMA_DEPTH / UNKNOWN])
+        flat = torch.cat([plane, torch.zeros_like(plane[..., :1])], -1)
+        return cls(flat[None] * scale, like.weight, scale)
 
     def at(self, instants: Tensor) -> "Seen":
         return replace(self, target=self.target[:, :, instants], weight=self.weight[:, instants])

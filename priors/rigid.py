@@ -39,8 +39,6 @@ CELLS = 4096
 """Of an image, for areas."""
 CHUNK = 400_000
 """Points times instants that are fitted at once, so that memory does not grow with K."""
-SEARCHED = 4
-"""Reconstructions of the K that are searched; the others start from what these agree on."""
 SMALLEST = 6
 """Points that a set must have; three points are always nearly rigid."""
 SMALLEST_SHARE = 0.15
@@ -103,37 +101,42 @@ def rigid_motion(
     visibility: Float[Tensor, "N T"],
     intrinsics: Float[Tensor, "4"],
     size: tuple[int, int],
+    tracks: Float[Tensor, "N T 2"] | None = None,
 ) -> RigidMotion:
-    """Camera path and static set of each reconstruction.
+    """Camera path and static set of each reconstruction, whichever others there are.
 
     Args:
         points: in each instant's own camera, in front of it (others are moved there).
         visibility: in [0, 1].
         intrinsics: (fx, fy, cx, cy) px of an image of `size` (H, W).
+        tracks: px that were observed, for what is the same for all: whether the camera is still, and areas. Without
+            them, the images of the first reconstruction.
 
     Raises:
         ValueError: shapes that do not fit, a focal length that is not positive.
     """
     seen = Seen.of(points, visibility, intrinsics, size)
-    first = points[0, :, 0].double()
-    pixels = first[:, :2] / first[:, 2:].clamp_min(1e-6) * intrinsics[:2] + intrinsics[2:]
+    intrinsics = intrinsics.double()
+    if tracks is None:
+        plane = points[0, ..., :2].double() / points[0, ..., 2:].double().clamp_min(1e-6)
+    else:
+        plane = (tracks.double().nan_to_num() - intrinsics[2:]) / intrinsics[:2]
+    pixels = plane[:, 0] * intrinsics[:2] + intrinsics[2:]
     shares = area_shares(pixels, size)
-    if _is_still(seen, shares):
+    flat = Seen.lifted(plane, seen)
+    if _is_still(flat, shares):
         K, _, T, _ = points.shape
         return standing(points, visibility, intrinsics, size, torch.eye(4).expand(K, T, 4, 4))
-    K = len(points)
-    chosen = torch.linspace(0, K - 1, min(K, SEARCHED)).round().long()
-    start_N = _search(seen.take(chosen), shares).double().mean(0)
-    judged = []
+    starts_JN = _starts(flat.target[0], shares)
+    fits = []
     for part in _chunks(seen):
-        start_KN = start_N.expand(len(part.target), -1)
+        start_KN = _search(part, starts_JN, shares).double()
         fit = Fit.starting(part, start_KN)
         for step in range(REFINEMENTS):
-            # Depths differ between reconstructions, so each ends with a set of its own.
             weight = start_KN if step < 2 else _membership(fit.error(part), INLIER)
             fit = fit.stepped(part, weight)
-        judged.append(fit)
-    motion = _judged(judged, seen, moves=True)
+        fits.append(fit)
+    motion = _judged(fits, seen, moves=True)
     hulls = [hull_share(pixels[static], size) for static in motion.static]
     return replace(motion, found=motion.found & (torch.tensor(hulls) >= SMALLEST_HULL))
 
@@ -183,20 +186,20 @@ def _judged(fits: list[Fit], seen: Seen, *, moves: bool) -> RigidMotion:
 
 
 def _chunk(seen: Seen) -> int:
-    return max(1, CHUNK // (seen.target.shape[1] * seen.target.shape[2]))
+    _, N, T, _ = seen.target.shape
+    return max(1, CHUNK // (N * max(T, (STARTS + 1) * SEARCH_INSTANTS)))
 
 
 def _chunks(seen: Seen) -> list[Seen]:
     return [replace(seen, target=part) for part in seen.target.split(_chunk(seen))]
 
 
-def _is_still(seen: Seen, shares: Tensor) -> bool:
+def _is_still(flat: Seen, shares: Tensor) -> bool:
     """Whether enough points hardly move in the image, and a moving camera explains no more of them than by chance."""
-    weight = seen.weight / seen.weight.sum(-1, keepdim=True)
-    image = seen.target[..., :2]
-    middle = (weight[..., None] * image).sum(2, keepdim=True)
-    # Reconstructions agree on what was seen, so one number stands for all.
-    travel_N = ((image - middle).square().sum(-1) * weight).sum(-1).sqrt().median(0).values
+    weight = flat.weight / flat.weight.sum(-1, keepdim=True)
+    image = flat.target[0, ..., :2]
+    middle = (weight[..., None] * image).sum(1, keepdim=True)
+    travel_N = ((image - middle).square().sum(-1) * weight).sum(-1).sqrt()
     kept_N = travel_N < STILL / SIGMA_IMAGE
     if kept_N.sum() < SMALLEST or (shares * kept_N).sum() < SMALLEST_SHARE:
         return False
@@ -205,7 +208,7 @@ def _is_still(seen: Seen, shares: Tensor) -> bool:
     half = int((shares[order].cumsum(0) < 0.5 * (shares * kept_N).sum()).sum()) + 1
     kept_N = torch.zeros_like(kept_N)
     kept_N[order[: max(half, SMALLEST)]] = True
-    some = _thinned(seen.take(torch.arange(1)))
+    some = _thinned(flat)
     T = some.target.shape[2]
     moving = Fit.starting(some, kept_N[None].double())
     for _ in range(ROUNDS):
@@ -234,21 +237,19 @@ def _image_squares(fit: Fit, seen: Seen, kept_N: Tensor) -> float:
     return float((squared * seen.weight)[:, kept_N].sum())
 
 
-def _search(seen: Seen, shares: Tensor) -> Tensor:
+def _search(seen: Seen, starts_JN: Tensor, shares: Tensor) -> Tensor:
     """Members [K, N] of the largest rigid set of each reconstruction, from many starts."""
     K, N = seen.target.shape[:2]
+    J = len(starts_JN)
     some = _thinned(seen)
-    start_JN = _starts(some.target[0], shares)
-    J = len(start_JN)
     many = replace(some, target=some.target.repeat_interleave(J, 0))
-    weight = start_JN.repeat(K, 1)
+    weight = starts_JN.repeat(K, 1)
     fit = Fit.starting(many, weight)
     for width in torch.logspace(math.log10(WIDE), math.log10(INLIER), ROUNDS).tolist():
         fit = fit.stepped(many, weight)
         weight = shares * N * _membership(fit.error(many), width)
     member = fit.error(many) < INLIER
-    size_KJ = (member * shares).sum(-1).unflatten(0, (K, J))
-    best = size_KJ.argmax(1)
+    best = (member * shares).sum(-1).unflatten(0, (K, J)).argmax(1)
     return member.unflatten(0, (K, J))[torch.arange(K), best]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pygltflib
 import pytest
 import torch
 from test_rigid import INTRINSICS, SIZE, T, path, world
@@ -13,6 +14,8 @@ from diffusion4d import splines
 from diffusion4d.camera_paths import CameraPath, write_cameras
 from diffusion4d.cameras import project
 from diffusion4d.errors import UserError
+from diffusion4d.export.glb import glb
+from diffusion4d.export.views import Scene
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.observation import Given, observe
 from diffusion4d.world import place, triangulated
@@ -94,6 +97,43 @@ def test_a_world_survives_its_file_and_a_choice(tmp_path: Path) -> None:
         np.savez(tmp_path / "spoilt.npz", **{**arrays, name: value})
         with pytest.raises(UserError, match=says):
             Hypotheses.load(tmp_path / "spoilt.npz")
+
+
+def test_a_hypothesis_is_placed_alike_alone_and_among_others() -> None:
+    hyp, _ = hypotheses(path(), (0.8, 1.0, 1.3))
+    together = place(hyp).hypotheses.select(torch.tensor([2]))
+    alone = place(hyp.select(torch.tensor([2]))).hypotheses
+    torch.testing.assert_close(alone.control_points, together.control_points, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone.extrinsics, together.extrinsics, atol=1e-6, rtol=1e-5)
+
+
+def test_files_show_each_hypothesis_its_own_camera() -> None:
+    moved = place(hypotheses(path(), (0.9, 1.1))[0]).hypotheses
+    document = pygltflib.GLTF2.load_from_bytes(glb(moved, seconds=2.0))
+    assert document is not None
+    names = {node.name: i for i, node in enumerate(document.nodes)}
+    for k, name in enumerate(("hypothesis_00_camera", "hypothesis_01_camera")):
+        assert names[name] in document.nodes[names[f"hypothesis_0{k}"]].children
+        channels = [c for c in document.animations[0].channels if c.target.node == names[name]]
+        assert {c.target.path for c in channels} == {"translation", "rotation"}
+    # Views are drawn from the first camera, which is where every path begins.
+    scene = Scene(moved)
+    assert scene.eyes_KT3 is not None
+    np.testing.assert_allclose(scene.eyes_KT3[:, 0], 0, atol=1e-6)
+    true = torch.linalg.inv(path())[:, :3, 3]
+    along = torch.nn.functional.cosine_similarity(
+        torch.from_numpy(scene.eyes_KT3[:, -1]).double(), true[-1].expand(2, 3)
+    )
+    assert along.min() > 0.999
+
+
+def test_views_of_a_given_world_are_drawn_from_its_first_camera() -> None:
+    cameras = path()
+    user = given(cameras, 2.5)
+    placed = place(hypotheses(cameras)[0], user).hypotheses
+    scene = Scene(placed)
+    before = placed.camera_points()[:, :, 0].numpy()
+    np.testing.assert_allclose(scene.paths_KNS3[:, :, 0], before, atol=1e-4)
 
 
 def test_a_still_camera_changes_nothing() -> None:

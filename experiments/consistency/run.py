@@ -2,24 +2,24 @@ r"""Where do consistency energies hold, and do they find the better hypothesis?
 
 Two questions, asked of rendered held-out worlds (their key frames), with the packaged model and encoder.
 
-*Holds.* At the true pixels of a visible point and at pixels `away` px aside (the same way for all points, eight ways), is
-the energy of the pair (anchor, key frame) lower at the truth? The share of pairs where it is: 1 is perfect, 0.5 chance.
-Pictures as they are; with light that changes over the clip (a slope of brightness across the picture that turns round, and a gain);
-with colours that change (channels change places step by step); for pairs of a wide baseline (the anchor's neighbourhood is
-stretched or turned by the wide limit, or more) against narrow ones.
+*Holds.* At the true pixels of a visible point and at pixels `away` px aside (the same way for all points, eight ways),
+is the energy of the pair (anchor, key frame) lower at the truth? The share of pairs where it is: 1 is perfect, 0.5
+chance. Pictures as they are; with light that changes over the clip (a slope of brightness across the picture that turns
+round, and a gain); with colours that change (channels change places step by step); for pairs of a wide baseline (the
+anchor's neighbourhood is stretched or turned by `WIDE` or more) against narrow ones.
 
 *Ranks.* K hypotheses of each world are ranked, the truth unseen, by reprojection (what `rank()` does), each consistency
 energy, and priors that know no picture:
 
-    own visibility   `priors.consistency.occlusion`: does a hypothesis hide what was not seen, and show what was
+    occlusion        `priors.consistency.occlusion`: does a hypothesis hide what was not seen, and show what was
     background       the mean error of the best-fitting half of its points as one rigid set (`priors.rigid`)
     stretch          relative change of the distances of neighbours (anchor frame, 6 nearest)
     jerk             mean squared third difference of its control points
     centre           distance to the mean of all hypotheses
 
 The error of a hypothesis is its mean distance to the truth over points and frames, both with a median anchor depth of
-1. What is told is the top-ranked one's error over the mean of all: 1 is a blind choice. Beside it what the best would have ("oracle").
-"Seen alone" ranks by what was seen and nothing else (κ = 0).
+1. What is told is the top-ranked one's error over the mean of all: 1 is a blind choice. Beside it what the best would
+have ("oracle"). "Seen alone" ranks by what was seen and nothing else (κ = 0).
 
     python experiments/consistency/run.py FOLDER        rendered held-out worlds
 
