@@ -114,7 +114,7 @@ def write_cameras(path: str | Path, cameras: CameraPath) -> Path:
         arrays["size"] = np.array(cameras.size)
     # A file object, since numpy would append .npz to a temporary name that lacks it.
     with replace_when_done(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     return path
 
 

@@ -16,6 +16,7 @@ Shape letters:  K reconstructions   N points   T instants.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import roma
 import torch
@@ -101,9 +102,11 @@ class Fit:
         weight_KTN = weight_KN[:, None] * (seen.weight * seen.weight[:, :1]).T
         # Far points would rule a plain registration by their depths alone.
         weight_KTN = weight_KTN / first[..., 2].square()[:, None]
-        rotation, shift = roma.rigid_points_registration(
+        # Rotations and shifts; a scale only where it is asked for, which hides the types from checkers.
+        registered: Any = roma.rigid_points_registration(
             first[:, None].expand(-1, points.shape[2], -1, -1), points.transpose(1, 2), weight_KTN
         )
+        rotation, shift = registered
         rotation[:, 0] = torch.eye(3).to(rotation)
         shift[:, 0] = 0
         return cls(rotation, shift, first.clone(), torch.full_like(shift[:, 0, 0], 1e-3))

@@ -124,9 +124,13 @@ def rigid_motion(
     pixels = plane[:, 0] * intrinsics[:2] + intrinsics[2:]
     shares = area_shares(pixels, size)
     flat = Seen.lifted(plane, seen)
-    if _is_still(flat, shares):
-        K, _, T, _ = points.shape
-        return standing(points, visibility, intrinsics, size, torch.eye(4).expand(K, T, 4, 4))
+    K, N, T, _ = points.shape
+    still = torch.eye(4).expand(K, T, 4, 4)
+    if T < 2 or _is_still(flat, shares):
+        return standing(points, visibility, intrinsics, size, still)
+    if N < SMALLEST:
+        few = standing(points, visibility, intrinsics, size, still)
+        return replace(few, moves=True, found=torch.zeros(K, dtype=torch.bool))
     starts_JN = _starts(flat.target[0], shares)
     fits = []
     for part in _chunks(seen):

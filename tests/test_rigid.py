@@ -117,6 +117,18 @@ def test_points_without_a_rigid_set_have_none() -> None:
     assert not motion.found.any()
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_few_points_are_no_world(count: int) -> None:
+    points, _ = world(path())
+    motion = rigid.rigid_motion(points[:, :count], torch.ones(count, T), INTRINSICS, SIZE)
+    assert motion.moves
+    assert not motion.found.any()
+    # A single instant has no motion to speak of.
+    one = rigid.rigid_motion(points[:, :, :1], torch.ones(points.shape[1], 1), INTRINSICS, SIZE)
+    assert not one.moves
+    assert one.static.all()
+
+
 def test_what_turns_in_the_middle_is_not_taken_for_the_world() -> None:
     points, _ = world(path(), still=0 + 3, moving=40)
     motion = rigid.rigid_motion(points[:, 3:], torch.ones(40, T), INTRINSICS, SIZE)

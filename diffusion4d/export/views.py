@@ -72,7 +72,8 @@ class Scene:
         if hypotheses.frame == "world":
             # A given world may have its origin anywhere; estimated ones have it in the first camera already.
             anchor_K44 = hypotheses.cameras[:, 0]
-            paths_KNS3 = transform(anchor_K44[:, None], paths_KNS3)
+            flat = transform(anchor_K44, paths_KNS3.flatten(1, 2))
+            paths_KNS3 = flat.unflatten(1, paths_KNS3.shape[1:3])
             eyes_KT3 = torch.linalg.inv(hypotheses.cameras)[..., :3, 3]
             self.eyes_KT3 = transform(anchor_K44, eyes_KT3).numpy()
         self.paths_KNS3 = paths_KNS3.numpy()

@@ -5,6 +5,7 @@ python experiments/world/report.py
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def column(worlds: list[dict], *path: str) -> np.ndarray:
     """One number a world, NaN where it has none."""
     values = []
     for world in worlds:
-        value = world
+        value: Any = world
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         values.append(np.nan if value is None else float(value))
