@@ -47,6 +47,8 @@ SMALLEST_HULL = 0.25
 """Of the image that a set before a moving camera must span: what spans less is as likely a thing that turns."""
 STILL = 2.5
 """A point that moves less than this many pixels (RMS) may stand still before a still camera."""
+LASTING = 0.5
+"""Share of the instants in which a point must be seen to say whether the camera is still."""
 NOISE = 0.3
 """Pixels that tracks are good to at best."""
 F_RATIO = 2.0
@@ -204,8 +206,11 @@ def _is_still(flat: Seen, shares: Tensor) -> bool:
     image = flat.target[0, ..., :2]
     middle = (weight[..., None] * image).sum(1, keepdim=True)
     travel_N = ((image - middle).square().sum(-1) * weight).sum(-1).sqrt()
-    kept_N = travel_N < STILL / SIGMA_IMAGE
-    if kept_N.sum() < SMALLEST or (shares * kept_N).sum() < SMALLEST_SHARE:
+    # A point that is soon lost has not had the time to move.
+    lasting_N = (flat.weight > HIDDEN).double().mean(-1) >= LASTING
+    kept_N = lasting_N & (travel_N < STILL / SIGMA_IMAGE)
+    covered = (shares * kept_N).sum() / (shares * lasting_N).sum().clamp_min(1e-9)
+    if kept_N.sum() < SMALLEST or covered < SMALLEST_SHARE:
         return False
     # What moves slowly may be among them, and would ask for a moving camera: the stiller half decides.
     order = torch.where(kept_N, travel_N, torch.inf).argsort()
