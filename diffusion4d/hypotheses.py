@@ -174,6 +174,12 @@ class Hypotheses:
         The covariance is over K − 1; 0 for K = 1. In float64: a spread along a ray and across it are differences of
         these numbers.
         """
+        if self._own_cameras:
+            moved_KTN3 = self.camera_points(points).transpose(1, 2).double()
+            apart = moved_KTN3 - moved_KTN3.mean(0)
+            square_TN33 = torch.einsum("ktni,ktnj->tnij", apart, apart)
+            square_TN33 = square_TN33 / max(1, self.num_hypotheses - 1)
+            return moved_KTN3.mean(0).transpose(0, 1), square_TN33.transpose(0, 1)
         mean_NT3, square_NT33 = decode.covariance(self.control_points[:, points], self.basis)
         if self.frame == "camera":
             return mean_NT3, square_NT33
@@ -182,9 +188,14 @@ class Hypotheses:
         mean_TN3 = transform(extrinsics_T44, mean_NT3.transpose(0, 1))
         return mean_TN3.transpose(0, 1), rotation_T33 @ square_NT33 @ rotation_T33.mT
 
-    def camera_points(self) -> Float[Tensor, "K N T 3"]:
-        """Positions at the clip's frames in each frame's own camera, whichever `frame` is."""
-        points_KNT3 = self.evaluate()
+    @property
+    def _own_cameras(self) -> bool:
+        """Whether each hypothesis is seen from cameras of its own: then nothing of decoding is shared."""
+        return self.frame == "world" and self.extrinsics.ndim == 4
+
+    def camera_points(self, points: slice = slice(None)) -> Float[Tensor, "K chosen T 3"]:
+        """Positions of some points at the clip's frames in each frame's own camera, whichever `frame` is."""
+        points_KNT3 = self.evaluate()[:, points]
         if self.frame == "camera":
             return points_KNT3
         return transform(self.cameras, points_KNT3.transpose(1, 2)).transpose(1, 2)
@@ -213,6 +224,10 @@ class Hypotheses:
 
         Infinite where a hypothesis is at or behind the camera plane, NaN where the track is NaN.
         """
+        if self._own_cameras:
+            points_KNT3 = self.camera_points()
+            miss_KNT2 = project(points_KNT3, self.intrinsics) - self.tracks.transpose(0, 1)
+            return miss_KNT2.norm(dim=-1).masked_fill(points_KNT3[..., 2] <= 0, torch.inf)
         return decode.reprojection(self.control_points, self.basis, self._view)
 
     def scores(self) -> Float[Tensor, "K"]:
@@ -220,7 +235,13 @@ class Hypotheses:
 
         In px of an image whose shorter side is 256. NaN if nothing was seen.
         """
-        median_K = decode.median_reprojection(self.control_points, self.basis, self._view)
+        if self._own_cameras:
+            error_KS = self.reprojection()[:, self.seen.transpose(0, 1)]
+            if error_KS.shape[1] == 0:
+                return torch.full((self.num_hypotheses,), torch.nan)
+            median_K = error_KS.median(dim=1).values
+        else:
+            median_K = decode.median_reprojection(self.control_points, self.basis, self._view)
         return median_K * (REFERENCE_SIDE / min(self.size))
 
     def errors_at(self, ranks: Sequence[int]) -> Float[Tensor, "ranks"]:
@@ -232,7 +253,15 @@ class Hypotheses:
             ValueError: a rank is outside 0 … K · S − 1.
         """
         wanted = torch.as_tensor(ranks, dtype=torch.int64)
-        error_R = decode.ranked_reprojection(self.control_points, self.basis, self._view, wanted)
+        if self._own_cameras:
+            error_S = self.reprojection()[:, self.seen.transpose(0, 1)].flatten()
+            if bool(((wanted < 0) | (wanted >= len(error_S))).any()):
+                raise ValueError(f"need ranks in 0 … {len(error_S) - 1}, got {list(ranks)}")
+            error_R = error_S.sort().values[wanted]
+        else:
+            error_R = decode.ranked_reprojection(
+                self.control_points, self.basis, self._view, wanted
+            )
         return error_R * (REFERENCE_SIDE / min(self.size))
 
     def rank(self, scores: Float[Tensor, "K"] | None = None) -> Int64[Tensor, "K"]:

@@ -10,11 +10,12 @@ import torch
 from test_rigid import INTRINSICS, SIZE, T, path, world
 from torch import Tensor
 
-from diffusion4d import splines
+from diffusion4d import deformation, splines
 from diffusion4d.camera_paths import CameraPath, write_cameras
 from diffusion4d.cameras import project
 from diffusion4d.errors import UserError
 from diffusion4d.export.glb import glb
+from diffusion4d.export.palette import depth_offset
 from diffusion4d.export.views import Scene
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.observation import Given, observe
@@ -247,3 +248,28 @@ def test_the_lens_of_a_camera_file_is_used_where_none_is_given(tmp_path: Path) -
     torch.testing.assert_close(observed.intrinsics, lens / 2)
     asked = observe(Given(tracks=hyp.tracks, size=SIZE, cameras=file, fov=60.0))
     assert asked.fov == pytest.approx(60.0)
+
+
+def test_own_cameras_are_scored_as_one_shared_camera_is() -> None:
+    """The same path told once or for each hypothesis: every number that summarises is the same."""
+    cameras = path()
+    shared = place(hypotheses(cameras, (0.9, 1.1))[0], given(cameras, 2.5)).hypotheses
+    own = dataclasses.replace(shared, extrinsics=shared.cameras.clone())
+    torch.testing.assert_close(own.scores(), shared.scores(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(own.reprojection(), shared.reprojection(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        own.errors_at([3, 200]), shared.errors_at([3, 200]), atol=1e-3, rtol=1e-2
+    )
+    with pytest.raises(ValueError, match="need ranks in 0"):
+        own.errors_at([10**6])
+    for mine, theirs in zip(own.camera_covariance(), shared.camera_covariance(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(depth_offset(own), depth_offset(shared), atol=1e-3, rtol=1e-2)
+
+
+def test_modes_of_a_world_are_seen_by_the_best_ranked_camera() -> None:
+    moved = place(hypotheses(path(), (0.8, 0.9, 1.0, 1.1, 1.2, 1.3))[0]).hypotheses
+    found = deformation.modes(moved, noise="white")
+    mean = found.at(torch.zeros(1, found.num_modes).double())
+    assert mean.static is None
+    assert torch.equal(mean.extrinsics, moved.best.extrinsics[0])
