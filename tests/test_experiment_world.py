@@ -34,14 +34,18 @@ run, report = script("run"), script("report")
 @pytest.fixture(scope="module")
 def known() -> World:
     points, static = world(path())
+    # Worlds have a median anchor depth of 1.
+    unit = points[0, :, 0, 2].median()
+    cameras = path()
+    cameras[:, :3, 3] /= unit
     return World(
-        points=points[0].float().numpy(),
+        points=(points[0] / unit).float().numpy(),
         visible=np.ones(points.shape[1:3], bool),
         moving=~static.numpy(),
         intrinsics=INTRINSICS.float().numpy(),
         size=SIZE,
         u=np.linspace(0, 1, T),
-        extrinsics=path().numpy(),
+        extrinsics=cameras.numpy(),
         family="made here",
         camera="dolly",
         seed=0,
