@@ -79,6 +79,11 @@ class Sample:
     """Of the network's products; auto: bf16 where the loop is fused and the processor multiplies it natively."""
     memory: float = 1.0
     """GiB that sampling may take beside what is loaded: how many hypotheses go through at once."""
+    cameras: Path | None = None
+    """Where the camera was at every frame: npz (extrinsics [T, 4, 4]), nerfstudio's transforms.json, or a folder with
+    COLMAP's text model. Estimated without."""
+    frame: Literal["world", "camera"] = "world"
+    """world: still things stand still, where a rigid background is found; camera: each instant's own frame."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes CUDA if there is any and says so. CUDA was never run by its authors."""
     range: Annotated[Range, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Range)
@@ -177,6 +182,7 @@ def sample(options: Sample) -> int:
         loop=options.loop,
         precision=options.precision,
         memory=options.memory,
+        frame=options.frame,
     )
     given = Given(
         video=options.video,
@@ -185,6 +191,7 @@ def sample(options: Sample) -> int:
         fov=options.fov,
         num_points=options.num_points,
         track_encoder=options.track_encoder,
+        cameras=options.cameras,
     )
     with staged_progress() as report:
         stages = Stages(report, lambda line: print(f"  {line}", flush=True))

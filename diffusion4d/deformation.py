@@ -55,7 +55,11 @@ class Deformation:
         """The motions with these scores. They were not sampled: their seeds are their places in the list."""
         view_SNM3 = self.mean + torch.tensordot(scores, self.directions, 1)
         ctrl = _from_view(view_SNM3).float()
-        return replace(self.hypotheses, control_points=ctrl, seeds=torch.arange(len(scores)))
+        hyp = self.hypotheses
+        # What is put together from several hypotheses has no cameras of its own: the best-ranked one's look at it.
+        extrinsics = hyp.best.extrinsics[0] if hyp.extrinsics.ndim == 4 else hyp.extrinsics
+        seeds = torch.arange(len(scores))
+        return replace(hyp, control_points=ctrl, seeds=seeds, extrinsics=extrinsics, static=None)
 
     def swing(self, amplitude: float = 2.0, most: int | None = None) -> Hypotheses:
         """The mean, then each mode (the first `most`) at −amplitude and +amplitude of its own deviations."""

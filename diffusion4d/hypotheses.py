@@ -3,7 +3,9 @@ r"""The answer: K explanations of how the N points of a clip moved, as spline co
     X^k_n(u) = Σ_m N_{m,P}(u) c^k_{n,m},   u in [0, 1] the clip's own time,   k = 1 … K
 
 The control points live in each instant's own camera frame (`frame = "camera"`) or in the world,
-which is the camera of the anchor frame (`"world"`). A hypothesis is judged by what was seen and by
+which is the camera of the anchor frame unless cameras were given (`"world"`). Cameras that were estimated differ
+between hypotheses, as their shapes do: then `extrinsics` is [K, T, 4, 4], a path each; else [T, 4, 4] is all of them's.
+Either broadcasts to [K, T, 4, 4]. A hypothesis is judged by what was seen and by
 nothing else: its reprojection error on visible frames ranks it, in px of an image whose shorter side
 is 256, so that clips of any size compare.
 
@@ -26,7 +28,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
@@ -45,6 +47,9 @@ SEEN = 0.5
 
 Units = Literal["scene", "m"]
 Frame = Literal["camera", "world"]
+
+OPTIONAL = {"static"}
+"""Arrays that a file may lack."""
 
 _FLOATS = {
     "control_points": ("K", "N", "M", 3),
@@ -83,12 +88,14 @@ class Hypotheses:
     """(fx, fy, cx, cy) px."""
     size: tuple[int, int]
     """(H, W) px of the image that tracks and intrinsics belong to."""
-    extrinsics: Float32[Tensor, "T 4 4"]
-    """World to camera."""
+    extrinsics: Float32[Tensor, "T 4 4"] | Float32[Tensor, "K T 4 4"]
+    """World to camera: one path for all, or one for each."""
     seeds: Int64[Tensor, "K"]
     """The seed of each hypothesis' noise, derived from the one that was asked for."""
     units: Units = "scene"
     frame: Frame = "camera"
+    static: Bool[Tensor, "K N"] | None = None
+    """What each hypothesis takes to stand still in the world; None where nothing tells."""
 
     def __post_init__(self) -> None:
         _check({f.name: getattr(self, f.name) for f in fields(self)})
@@ -167,6 +174,12 @@ class Hypotheses:
         The covariance is over K − 1; 0 for K = 1. In float64: a spread along a ray and across it are differences of
         these numbers.
         """
+        if self._own_cameras:
+            moved_KTN3 = self.camera_points(points).transpose(1, 2).double()
+            apart = moved_KTN3 - moved_KTN3.mean(0)
+            square_TN33 = torch.einsum("ktni,ktnj->tnij", apart, apart)
+            square_TN33 = square_TN33 / max(1, self.num_hypotheses - 1)
+            return moved_KTN3.mean(0).transpose(0, 1), square_TN33.transpose(0, 1)
         mean_NT3, square_NT33 = decode.covariance(self.control_points[:, points], self.basis)
         if self.frame == "camera":
             return mean_NT3, square_NT33
@@ -175,13 +188,22 @@ class Hypotheses:
         mean_TN3 = transform(extrinsics_T44, mean_NT3.transpose(0, 1))
         return mean_TN3.transpose(0, 1), rotation_T33 @ square_NT33 @ rotation_T33.mT
 
-    def camera_points(self) -> Float[Tensor, "K N T 3"]:
-        """Positions at the clip's frames in each frame's own camera, whichever `frame` is."""
-        points_KNT3 = self.evaluate()
+    @property
+    def _own_cameras(self) -> bool:
+        """Whether each hypothesis is seen from cameras of its own: then nothing of decoding is shared."""
+        return self.frame == "world" and self.extrinsics.ndim == 4
+
+    def camera_points(self, points: slice = slice(None)) -> Float[Tensor, "K chosen T 3"]:
+        """Positions of some points at the clip's frames in each frame's own camera, whichever `frame` is."""
+        points_KNT3 = self.evaluate()[:, points]
         if self.frame == "camera":
             return points_KNT3
-        extrinsics_KT44 = self.extrinsics.expand(self.num_hypotheses, -1, -1, -1)
-        return transform(extrinsics_KT44, points_KNT3.transpose(1, 2)).transpose(1, 2)
+        return transform(self.cameras, points_KNT3.transpose(1, 2)).transpose(1, 2)
+
+    @property
+    def cameras(self) -> Float32[Tensor, "K T 4 4"]:
+        """World to camera of every hypothesis."""
+        return self.extrinsics.expand(self.num_hypotheses, -1, -1, -1)
 
     def project(self) -> Float[Tensor, "K N T 2"]:
         """Image positions in px. A point at or behind the camera plane has none: NaN."""
@@ -202,6 +224,10 @@ class Hypotheses:
 
         Infinite where a hypothesis is at or behind the camera plane, NaN where the track is NaN.
         """
+        if self._own_cameras:
+            points_KNT3 = self.camera_points()
+            miss_KNT2 = project(points_KNT3, self.intrinsics) - self.tracks.transpose(0, 1)
+            return miss_KNT2.norm(dim=-1).masked_fill(points_KNT3[..., 2] <= 0, torch.inf)
         return decode.reprojection(self.control_points, self.basis, self._view)
 
     def scores(self) -> Float[Tensor, "K"]:
@@ -209,7 +235,13 @@ class Hypotheses:
 
         In px of an image whose shorter side is 256. NaN if nothing was seen.
         """
-        median_K = decode.median_reprojection(self.control_points, self.basis, self._view)
+        if self._own_cameras:
+            error_KS = self.reprojection()[:, self.seen.transpose(0, 1)]
+            if error_KS.shape[1] == 0:
+                return torch.full((self.num_hypotheses,), torch.nan)
+            median_K = error_KS.median(dim=1).values
+        else:
+            median_K = decode.median_reprojection(self.control_points, self.basis, self._view)
         return median_K * (REFERENCE_SIDE / min(self.size))
 
     def errors_at(self, ranks: Sequence[int]) -> Float[Tensor, "ranks"]:
@@ -221,12 +253,32 @@ class Hypotheses:
             ValueError: a rank is outside 0 … K · S − 1.
         """
         wanted = torch.as_tensor(ranks, dtype=torch.int64)
-        error_R = decode.ranked_reprojection(self.control_points, self.basis, self._view, wanted)
+        if self._own_cameras:
+            error_S = self.reprojection()[:, self.seen.transpose(0, 1)].flatten()
+            if bool(((wanted < 0) | (wanted >= len(error_S))).any()):
+                raise ValueError(f"need ranks in 0 … {len(error_S) - 1}, got {list(ranks)}")
+            error_R = error_S.sort().values[wanted]
+        else:
+            error_R = decode.ranked_reprojection(
+                self.control_points, self.basis, self._view, wanted
+            )
         return error_R * (REFERENCE_SIDE / min(self.size))
 
-    def rank(self) -> Int64[Tensor, "K"]:
-        """Indices of the hypotheses, best first, by `scores`. Ties keep their order."""
-        return self.scores().nan_to_num(torch.inf, posinf=torch.inf).argsort(stable=True)
+    def rank(self, scores: Float[Tensor, "K"] | None = None) -> Int64[Tensor, "K"]:
+        """Indices of the hypotheses, best first, by these scores (lower is better), or by their reprojection.
+
+        Ties keep their order. `diffusion4d.consistency.scores` judges by the pictures.
+        """
+        scores = self.scores() if scores is None else scores
+        return scores.nan_to_num(torch.inf, posinf=torch.inf).argsort(stable=True)
+
+    def off_centre(self) -> Float[Tensor, "K"]:
+        """Mean distance of each hypothesis to the mean of all, seen in each frame's own camera: for `rank`.
+
+        The mean of samples is nearer to the truth than a sample, so the sample nearest to it is one to show alone.
+        """
+        points_KNT3 = self.camera_points()
+        return (points_KNT3 - points_KNT3.mean(0)).norm(dim=-1).mean((1, 2))
 
     @property
     def best(self) -> "Hypotheses":
@@ -235,7 +287,14 @@ class Hypotheses:
 
     def select(self, indices: Int64[Tensor, "chosen"]) -> "Hypotheses":
         """These hypotheses, in this order: `hyp.select(hyp.rank())` is sorted best first."""
-        return replace(self, control_points=self.control_points[indices], seeds=self.seeds[indices])
+        own = self.extrinsics.ndim == 4
+        return replace(
+            self,
+            control_points=self.control_points[indices],
+            seeds=self.seeds[indices],
+            extrinsics=self.extrinsics[indices] if own else self.extrinsics,
+            static=None if self.static is None else self.static[indices],
+        )
 
     def to(self, device: torch.device | str) -> "Hypotheses":
         """The same value with every tensor on `device`."""
@@ -260,8 +319,9 @@ class Hypotheses:
     def _arrays(self) -> dict[str, np.ndarray]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         arrays = {k: v.cpu().numpy() for k, v in values.items() if isinstance(v, Tensor)}
-        arrays |= {k: np.asarray(v) for k, v in values.items() if k not in arrays}
-        return {f.name: arrays[f.name] for f in fields(self)}
+        known = {k: v for k, v in values.items() if v is not None and k not in arrays}
+        arrays |= {k: np.asarray(v) for k, v in known.items()}
+        return {f.name: arrays[f.name] for f in fields(self) if f.name in arrays}
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "Hypotheses":
@@ -296,17 +356,21 @@ class Hypotheses:
 
 
 def _values_of(arrays: dict[str, np.ndarray], wanted: set[str]) -> dict[str, Any]:
-    missing = sorted(wanted - arrays.keys())
+    missing = sorted(wanted - arrays.keys() - OPTIONAL)
     if missing:
         raise UserError(f"need the arrays {sorted(wanted)}, missing {missing}")
     values: dict[str, Any] = {}
-    for name in wanted:
+    for name in wanted & arrays.keys():
         array = arrays[name]
         if name in _FLOATS:
             if array.dtype.kind not in "fiu":
                 raise UserError(f"need numbers in {name}, got {array.dtype}")
             exact = name in ("knots", "times")
             values[name] = torch.from_numpy(array.astype(np.float64 if exact else np.float32))
+        elif name == "static":
+            if array.dtype != np.bool_:
+                raise UserError(f"need booleans in static, got {array.dtype}")
+            values[name] = torch.from_numpy(array)
         elif name == "seeds":
             values[name] = torch.from_numpy(_integers(name, array).astype(np.int64))
         elif name == "size":
@@ -362,6 +426,8 @@ def _check_shapes(values: dict[str, Any]) -> None:
     lengths: dict[str, int] = {}
     for name, axes in _FLOATS.items():
         shape = list(values[name].shape)
+        if name == "extrinsics" and len(shape) == 4:
+            axes = ("K", *axes)
         told = "[" + ", ".join(str(axis) for axis in axes) + "]"
         if len(shape) != len(axes):
             raise UserError(f"need {name} {told}, got shape {shape}")
@@ -373,5 +439,10 @@ def _check_shapes(values: dict[str, Any]) -> None:
                 raise UserError(f"need {name} {told} with {axis} = {expected}, got shape {shape}")
     if values["seeds"].shape != (lengths["K"],):
         raise UserError(f"need {lengths['K']} seeds, got shape {list(values['seeds'].shape)}")
+    static = values.get("static")
+    if static is not None and static.shape != (lengths["K"], lengths["N"]):
+        raise UserError(
+            f"need static [K, N] = [{lengths['K']}, {lengths['N']}], got {list(static.shape)}"
+        )
     if values["degree"] < 1:
         raise UserError(f"need degree >= 1, got {values['degree']}")

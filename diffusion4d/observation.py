@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from diffusion4d import cameras
+from diffusion4d.camera_paths import CameraPath, read_cameras
 from diffusion4d.clip import Clip, read_clip
 from diffusion4d.errors import UserError
 from diffusion4d.stages import Stages
@@ -41,6 +42,8 @@ class Given:
     size: (H, W) px of the image that tracks alone belong to.
     intrinsics: (fx, fy, cx, cy) px. fov: degrees over the longer side of the image, in their place.
     queries: [N, 2] px in the anchor frame to be tracked. num_points: how many to choose without them.
+    cameras: world to camera at every frame of the clip, or a file of them (`read_cameras`); its lens is used where none
+    is given otherwise.
 
     Raises:
         UserError: neither a video nor tracks; a tracker without a video; both intrinsics and a field of view, or both
@@ -56,6 +59,7 @@ class Given:
     queries: np.ndarray | Tensor | None = None
     num_points: int = 128
     track_encoder: str = "tiny"
+    cameras: CameraPath | str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.video is None and self.tracks is None:
@@ -87,7 +91,8 @@ class Observation:
     """A clip as it was observed. Tracks and intrinsics are in px of `tracks.size`, the size of the clip.
 
     clip: None for tracks alone. tracked: by whom: "lucas-kanade", "given", or the name of a tracker and the encoder
-    whose tokens it matched. camera: whether the intrinsics were given or assumed.
+    whose tokens it matched. camera: whether the intrinsics were given or assumed. path: where the camera was, if that
+    was given.
     """
 
     clip: Clip | None
@@ -95,6 +100,7 @@ class Observation:
     intrinsics: Float32[Tensor, "4"]
     tracked: str
     camera: Literal["given", "assumed"]
+    path: CameraPath | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,6 +142,9 @@ def observe(given: Given, seed: int = 0, stages: Stages | None = None) -> Observ
     """
     stages = stages or Stages()
     with stages.stage("reading"):
+        path = given.cameras
+        # Refused before the video is read and tracked.
+        path = path if isinstance(path, CameraPath) or path is None else read_cameras(path)
         video = given.video
         clip = video if isinstance(video, Clip) or video is None else read_clip(video)
     with stages.stage("tracking"):
@@ -148,8 +157,13 @@ def observe(given: Given, seed: int = 0, stages: Stages | None = None) -> Observ
             tracked = "lucas-kanade" if tracker == "lk" else f"{tracker} ({given.track_encoder})"
     if not bool((tracks.visibility > 0).any()):
         raise UserError("need tracks that are seen somewhere, got visibility 0 throughout")
-    intrinsics, camera = _camera(given, clip, tracks)
-    return Observation(clip, tracks, intrinsics, tracked, camera)
+    if path is not None and len(path.extrinsics) != len(tracks.tracks):
+        raise UserError(
+            f"need a camera for each of the {len(tracks.tracks)} frames of the clip, got {len(path.extrinsics)}; "
+            "choose the range of the video that they belong to (start, stride and max-frames)"
+        )
+    intrinsics, camera = _camera(given, clip, tracks, path)
+    return Observation(clip, tracks, intrinsics, tracked, camera, path)
 
 
 def _queries(given: Given, clip: Clip, seed: int) -> Float32[Tensor, "N 2"]:
@@ -189,14 +203,17 @@ def _given_tracks(given: Given, clip: Clip | None) -> Tracks:
 
 
 def _camera(
-    given: Given, clip: Clip | None, tracks: Tracks
+    given: Given, clip: Clip | None, tracks: Tracks, path: CameraPath | None
 ) -> tuple[Float32[Tensor, "4"], Literal["given", "assumed"]]:
-    """The clip's intrinsics: the user's, the tracks' own, or a default field of view."""
+    """The clip's intrinsics: the user's, the tracks' own, the camera path's, or a default field of view."""
     if given.fov is not None:
         return cameras.intrinsics_from_fov(tracks.size, given.fov), "given"
     if given.intrinsics is None:
         if tracks.intrinsics is not None:
             return tracks.intrinsics, "given"
+        lens = None if path is None else path.intrinsics_at(tracks.size)
+        if lens is not None:
+            return lens, "given"
         return cameras.intrinsics_from_fov(tracks.size), "assumed"
     camera = torch.as_tensor(given.intrinsics, dtype=torch.float32)
     if (

@@ -28,7 +28,7 @@ from diffusion4d.clip import Clip, key_frames
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
-from diffusion4d.hypotheses import REFERENCE_SIDE, Hypotheses
+from diffusion4d.hypotheses import REFERENCE_SIDE, Frame, Hypotheses
 from diffusion4d.loops import Loop, LoopName, PrecisionName, choose
 from diffusion4d.memory import Plan, Shapes, plan
 from diffusion4d.models import find_model
@@ -37,6 +37,7 @@ from diffusion4d.sampling import SamplerName
 from diffusion4d.snap import doubted, misfit, snap
 from diffusion4d.splines import BSpline
 from diffusion4d.stages import Progress, Stages
+from diffusion4d.world import Placed, place
 from priors.cache import FeatureCache
 from priors.dinov3 import Encoder, load_encoder
 from samplers.tables import Table
@@ -55,9 +56,10 @@ class Settings:
     """How to sample; None stands for what is usual of the model. steps: denoiser evaluations (NFE) a hypothesis.
 
     loop, precision: how the network is run (`loops`). memory: GiB that sampling may take beside what is loaded.
+    frame: "world" where it can be had (`diffusion4d.world`), or "camera": each instant's own, as sampled.
 
     Raises:
-        UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler, no memory.
+        UserError: fewer than one hypothesis or step, a negative seed, an unknown sampler or frame, no memory.
     """
 
     num_hypotheses: int | None = None
@@ -68,6 +70,7 @@ class Settings:
     loop: LoopName = "auto"
     precision: PrecisionName = "auto"
     memory: float = MEMORY
+    frame: Frame = "world"
 
     def __post_init__(self) -> None:
         if self.num_hypotheses is not None and self.num_hypotheses < 1:
@@ -81,6 +84,8 @@ class Settings:
             raise UserError(f"need a seed of at least 0, got {self.seed}")
         if not 0 < self.memory < math.inf:
             raise UserError(f"need a positive number of GiB of memory, got {self.memory}")
+        if self.frame not in get_args(Frame):
+            raise UserError(f"need a frame out of {', '.join(get_args(Frame))}, got {self.frame!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +216,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
         loop: LoopName = "auto",
         precision: PrecisionName = "auto",
         memory: float = MEMORY,
+        frame: Frame = "world",
         **given: Any,
     ) -> Hypotheses:
         """Sample K hypotheses of a clip.
@@ -224,7 +230,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
             use_tokens: False ignores the images beyond their tracks.
             loop, precision: how the network is run (`loops`); "auto" takes the fastest that keeps the scores.
             memory: GiB that sampling may take beside what is loaded: how many hypotheses go through at once.
-            given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`: see `Given`.
+            frame: "world" where it can be had, or "camera": each instant's own.
+            given: `tracks`, `visibility`, `size`, `intrinsics`, `fov`, `queries`, `num_points`, `cameras`: see `Given`.
 
         Raises:
             UserError: an argument that cannot be used; the message says what was required and what arrived.
@@ -238,6 +245,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
             loop,
             precision,
             memory,
+            frame,
         )
         # Refused before the video is read and tracked.
         self._num_hypotheses(settings)
@@ -301,6 +309,11 @@ class Diffusion4DPipeline(DiffusionPipeline):
             extrinsics=torch.eye(4).expand(len(observation.u), 4, 4).clone(),
             seeds=torch.tensor(seeds),
         )
+        with stages.stage("placing"):
+            placed = Placed(hypotheses, "not estimated: each instant has its own frame")
+            if settings.frame == "world":
+                placed = place(hypotheses, observation.path)
+        hypotheses = placed.hypotheses
         assumptions = {
             "model": self._source,
             "sampler": "none (deterministic)" if self.deterministic else sampler,
@@ -313,7 +326,9 @@ class Diffusion4DPipeline(DiffusionPipeline):
             "tracks": observation.tracked,
             "control_points": hypotheses.num_ctrl,
             "encoder": self.config["encoder"] if evidence.tokens is not None else None,
-            "camera": "not estimated: trajectories are in each instant's own camera frame",
+            "camera": placed.camera,
+            "frame": hypotheses.frame,
+            "refit_px": list(placed.refit),
         }
         return Result(hypotheses, observation.clip, assumptions, dict(stages.seconds))
 

@@ -81,6 +81,40 @@ def test_range_and_camera(stock, tmp_path):
     assert hyp.intrinsics.tolist() == [40, 40, 20, 16]
 
 
+def moving_tracks(path: Path, frames: int = 8) -> np.ndarray:
+    """Tracks of points that stand still, all over the image, before a camera that goes to the right; its extrinsics."""
+    rng = np.random.default_rng(0)
+    rays = rng.uniform(-0.45, 0.45, (40, 2))
+    depth = rng.uniform(1, 3, (40, 1))
+    shift = np.linspace(0, 0.3, frames)
+    plane = rays + np.stack([-shift, 0 * shift], -1)[:, None] / depth
+    tracks = plane * 80 + [40, 32]
+    np.savez(
+        path, tracks=tracks, visibility=np.ones((frames, 40)), size=np.array([64, 80]),
+        intrinsics=np.array([80.0, 80, 40, 32]),
+    )  # fmt: skip
+    extrinsics = np.tile(np.eye(4), (frames, 1, 1))
+    extrinsics[:, 0, 3] = -shift
+    return extrinsics
+
+
+def test_given_cameras_and_frames(stock, tmp_path, capfd):
+    """Under given cameras results are in metres in the world; --frame camera leaves them where they were."""
+    extrinsics = moving_tracks(tmp_path / "tracks.npz")
+    np.savez(tmp_path / "cameras.npz", extrinsics=extrinsics)
+    arguments = ["--tracks", tmp_path / "tracks.npz", "--cameras", tmp_path / "cameras.npz"]
+    assert cli.run(quick(stock, tmp_path / "out", *arguments)) == 0
+    hyp = Hypotheses.load(tmp_path / "out")
+    assert (hyp.frame, hyp.units) == ("world", "m")
+    np.testing.assert_allclose(hyp.extrinsics.numpy(), extrinsics, atol=1e-6)
+    assert "camera: given" in capfd.readouterr().out
+    assert cli.run(quick(stock, tmp_path / "out", *arguments, "--frame", "camera")) == 0
+    hyp = Hypotheses.load(tmp_path / "out")
+    assert (hyp.frame, hyp.units) == ("camera", "scene")
+    assert hyp.static is None
+    assert "not estimated" in capfd.readouterr().out
+
+
 def damaged_tracks(path: Path, change: str) -> Path:
     tracks, visibility = flowing_tracks()
     if change == "nan":
@@ -139,6 +173,11 @@ def bad_input(case: str, stock: dict[str, Path], folder: Path) -> list[str | Pat
             return [stock["good.mp4"], "--model", folder / "model"]
         case "nothing":
             return []
+        case "cameras":
+            np.savez(folder / "cameras.npz", extrinsics=np.tile(np.eye(4), (5, 1, 1)))
+            return ["--tracks", stock["good.npz"], "--cameras", folder / "cameras.npz"]
+        case "no cameras":
+            return ["--tracks", stock["good.npz"], "--cameras", folder / "none.json"]
         case "fov":
             return [stock["good.mp4"], "--fov", "200"]
     raise AssertionError(case)
@@ -164,6 +203,8 @@ BAD_INPUT = {
     "tracker alone": ("need a video for the tracker 'dino'",),
     "track encoder": ("no-such-encoder",),
     "nothing": ("need a video or tracks", "neither"),
+    "cameras": ("a camera for each of the 8 frames", "got 5"),
+    "no cameras": ("no cameras at", "none.json"),
     "fov": ("between 0 and 180 degrees", "200"),
 }
 

@@ -53,7 +53,11 @@ def test_numbers_of_a_known_case():
     assert size["seeds"] == [10, 11, 12, 13]
     assert (size["units"], size["frame"], size["seconds"]) == ("scene", "camera", 1.5)
     # Odd points, half of all, are hidden for the second half.
-    assert told["observed"] == {"seen_share": 0.75, "points_seen_to_the_end": 3}
+    assert told["observed"] == {
+        "seen_share": 0.75,
+        "points_seen_to_the_end": 3,
+        "still_points_per_hypothesis": None,
+    }
     fit = told["reprojection"]
     # 128 px on the shorter side, so an error counts twice at 256.
     assert fit["median_px_per_hypothesis"] == pytest.approx([6, 1, 4, 2], abs=5e-3)

@@ -78,6 +78,16 @@ def test_reprojection_is_the_known_miss():
     assert hyp.select(hyp.rank()).rank().tolist() == [0, 1, 2, 3]
 
 
+def test_the_middle_one_of_a_fan_is_the_most_central():
+    # Depths 0.8, 0.9, 1, 1.1, 1.2: the distance to the mean is |scale − 1| of a scene whose points are `unit` away.
+    hyp = fan(5, drift=0.0)
+    distance = hyp.evaluate()[2].norm(dim=-1).mean()
+    expected = distance * torch.tensor([0.2, 0.1, 0.0, 0.1, 0.2])
+    torch.testing.assert_close(hyp.off_centre(), expected, atol=1e-5, rtol=1e-4)
+    assert hyp.rank(hyp.off_centre())[0] == 2
+    assert hyp.rank(torch.tensor([3.0, 1.0, torch.nan, 2.0, torch.inf])).tolist() == [1, 3, 0, 2, 4]
+
+
 def test_rank_does_not_look_at_what_is_hidden():
     # The third hypothesis drifts by 40 px, all of it while hidden; the first misses by 0.1 px in sight.
     miss = torch.tensor([0.1, 0.2, 0.0, 0.3])

@@ -199,7 +199,7 @@ def test_what_was_assumed_is_said(folders):
     assert result.assumptions["intrinsics"] == "assumed"
     assert result.assumptions["fov_degrees"] == cameras.DEFAULT_FOV
     assert result.assumptions["encoder"] is None
-    assert list(result.timings) == ["encoding", "sampling"]
+    assert list(result.timings) == ["encoding", "sampling", "placing"]
 
 
 def test_a_twin_gives_one_answer(folders):

@@ -18,7 +18,8 @@ What is in the file, and why:
   can parent to it or read it back. All share one small icosahedron; a material per hypothesis.
 - `hypothesis_00_trails`: the paths as static lines, so that the fan is seen without playing.
 - ONE animation moves everything: viewers play one clip at a time, and the fan opening is the point.
-- `camera`: the clip's camera; it moves where the points are in the world.
+- `camera`: the clip's camera; it moves where the points are in the world. Where each hypothesis has a camera of its
+  own, `camera` is that of the best-ranked one, and `hypothesis_00_camera` … stand beside the points.
 
 Axes: glTF is x right, y up, z back, so every coordinate is converted, diag(1, −1, −1) x; a root
 rotation would leave the numbers in the file in other axes than its reader expects.
@@ -105,7 +106,7 @@ def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None =
     time = buffer.add(keys, bounds=True)
     curves = buffer.add_each(outputs.reshape(-1, *outputs.shape[2:]))
     _hypothesis_nodes(hypotheses, names, document, time, curves, outputs[:, :, 1])
-    _camera_node(hypotheses, document, buffer, seconds)
+    _camera_nodes(hypotheses, names, document, buffer, seconds)
     return pack(document, buffer)
 
 
@@ -223,24 +224,49 @@ def _camera(hyp: Hypotheses, scale: float) -> dict[str, Any]:
     return {"type": "perspective", "name": "camera", "perspective": lens}
 
 
-def _camera_node(hyp: Hypotheses, document: dict[str, Any], buffer: Buffer, seconds: float) -> None:
-    node: dict[str, Any] = {"name": "camera", "camera": 0}
+def _camera_nodes(
+    hyp: Hypotheses, names: Sequence[str], document: dict[str, Any], buffer: Buffer, seconds: float
+) -> None:
+    """One camera for all hypotheses; and one for each, below its node, where they differ."""
+    nodes = document["nodes"]
+    shared = hyp.extrinsics.ndim == 3
+    path_T44 = hyp.extrinsics if shared else hyp.extrinsics[hyp.rank()[0]]
+    document["scenes"][0]["nodes"].append(len(nodes))
+    times = None
+    if hyp.frame == "world" and hyp.num_frames > 1:
+        times = buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
+    _camera_node("camera", hyp.frame == "world", path_T44, document, buffer, times)
+    if shared or hyp.frame == "camera":
+        return
+    parents = {node["name"]: node for node in nodes}
+    for name, path_T44 in zip(names, hyp.extrinsics, strict=True):
+        parents[name]["children"].append(len(nodes))
+        _camera_node(f"{name}_camera", True, path_T44, document, buffer, times)
+
+
+def _camera_node(
+    name: str,
+    moves: bool,
+    extrinsics_T44: Float32[torch.Tensor, "T 4 4"],
+    document: dict[str, Any],
+    buffer: Buffer,
+    times: int | None,
+) -> None:
+    node: dict[str, Any] = {"name": name, "camera": 0}
     index = len(document["nodes"])
     document["nodes"].append(node)
-    document["scenes"][0]["nodes"].append(index)
-    if hyp.frame == "camera":
+    if not moves:
         # The points are given as each instant's camera sees them, so it stays at the origin.
         return
-    pose_T44 = torch.linalg.inv(hyp.extrinsics.double()).numpy()
+    pose_T44 = torch.linalg.inv(extrinsics_T44.double()).numpy()
     place = pose_T44[:, :3, 3] * _AXES
     turn = Rotation.from_matrix(_AXES[:, None] * pose_T44[:, :3, :3] * _AXES).as_quat()
     # q and −q are one rotation, but the way between neighbours must be the short one.
     signs = np.cumprod(np.where((turn[1:] * turn[:-1]).sum(-1) < 0, -1, 1))
     turn[1:] *= signs[:, None]
     node |= {"translation": place[0].tolist(), "rotation": turn[0].tolist()}
-    if hyp.num_frames < 2:
+    if times is None:
         return
-    times = buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
     for channel, values in (("translation", place), ("rotation", turn)):
         output = buffer.add(values.astype(np.float32))
         sampler = {"input": times, "interpolation": "LINEAR", "output": output}

@@ -42,6 +42,14 @@ def depth_offset(hypotheses: Hypotheses) -> Float[Tensor, "K"]:
     about which all agree, does not drown what is uncertain.
     """
     hyp = hypotheses
+    if hyp.frame == "world" and hyp.extrinsics.ndim == 4:
+        # Each hypothesis has cameras of its own, so its depths are no shared linear map of its control points.
+        depth_KNT = hyp.camera_points()[..., 2].double()
+        mean_NT = depth_KNT.mean(0)
+        relative_KNT = (depth_KNT - mean_NT) / mean_NT.abs().clamp_min(1e-6)
+        weight_NT = relative_KNT.square().mean(0)
+        off_K = (relative_KNT * weight_NT).sum((1, 2))
+        return (off_K / weight_NT.sum().clamp_min(1e-12)).float()
     offset_K = hyp.control_points.new_zeros(hyp.num_hypotheses, dtype=torch.float64)
     total = 0.0
     depth_axis_T3 = hyp.extrinsics.double()[:, 2, :3]

@@ -55,6 +55,7 @@ def report(
         "observed": {
             "seen_share": hyp.seen.double().mean(),
             "points_seen_to_the_end": int(hyp.seen.all(0).sum()),
+            "still_points_per_hypothesis": None if hyp.static is None else hyp.static.sum(1),
         },
         "reprojection": _reprojection(hyp),
         "spread": _spread(hyp),

@@ -1,7 +1,8 @@
 """The fan drawn: in the image, in space from beside and above the camera, from above, from the side.
 
 All paths are thin, those of a few chosen points strong, with their mean in white. The views of space
-are orthographic and put depth, which is what a monocular clip leaves open, across the page.
+are orthographic and put depth, which is what a monocular clip leaves open, across the page. They are drawn in the axes
+of the first camera, with the ways of the cameras where these move through a world.
 
 Shape letters:  K hypotheses   N points   T frames   S samples of a drawn path
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diffusion4d.cameras import transform
 from diffusion4d.export.palette import FAINT, GROUND, TEXT, colours
 from diffusion4d.export.spread import Spread
 from diffusion4d.hypotheses import Hypotheses
@@ -65,7 +67,16 @@ class Scene:
     def __init__(self, hypotheses: Hypotheses) -> None:
         self.hypotheses = hypotheses
         u = torch.linspace(0, 1, SAMPLES, dtype=torch.float64)
-        self.paths_KNS3 = hypotheses.evaluate(u).numpy()
+        paths_KNS3 = hypotheses.evaluate(u)
+        self.eyes_KT3: np.ndarray | None = None
+        if hypotheses.frame == "world":
+            # A given world may have its origin anywhere; estimated ones have it in the first camera already.
+            anchor_K44 = hypotheses.cameras[:, 0]
+            flat = transform(anchor_K44, paths_KNS3.flatten(1, 2))
+            paths_KNS3 = flat.unflatten(1, paths_KNS3.shape[1:3])
+            eyes_KT3 = torch.linalg.inv(hypotheses.cameras)[..., :3, 3]
+            self.eyes_KT3 = transform(anchor_K44, eyes_KT3).numpy()
+        self.paths_KNS3 = paths_KNS3.numpy()
         self.mean_NS3 = self.paths_KNS3.mean(0)
         self.depth_KNT = hypotheses.camera_points()[..., 2].numpy()
         self.pixels_KNT2 = hypotheses.project().numpy()
@@ -116,6 +127,15 @@ def _fan(axes: "Axes", paths_KNS2: np.ndarray, scene: Scene, chosen: Chosen) -> 
     _lines(axes, mean_NS2[points], "white", 1.3, 0.95, 4)
     for letter, n in zip("ABC", points, strict=False):
         _label(axes, mean_NS2[n, 0], letter)
+
+
+def _eyes(axes: "Axes", scene: Scene, view_32: np.ndarray) -> None:
+    """Where the cameras went, if they moved; one line a hypothesis where each has its own."""
+    if scene.eyes_KT3 is None:
+        return
+    shared = scene.hypotheses.extrinsics.ndim == 3
+    for k, eyes_T3 in enumerate(scene.eyes_KT3[:1] if shared else scene.eyes_KT3):
+        _lines(axes, [eyes_T3 @ view_32], FAINT if shared else scene.ink_K3[k], 1.1, 0.7, 2.2)
 
 
 def _label(axes: "Axes", place: np.ndarray, letter: str) -> None:
@@ -218,6 +238,7 @@ def draw_three_quarter(
             axes, [np.stack([np.zeros(2), scene.mean_NS3[n, 0] @ view_32])], "white", 0.8, 0.5, 1.8
         )
     axes.scatter(0, 0, s=40, color=FAINT, zorder=2)
+    _eyes(axes, scene, view_32)
     box = np.array(list(np.ndindex(2, 2, 2)))
     seen = np.where(box, scene.high, scene.low) @ view_32
     _fit(axes, np.concatenate([seen, corners_42, np.zeros((1, 2))]))
@@ -230,6 +251,7 @@ def draw_orthographic(axes: "Axes", scene: Scene, chosen: Chosen, pair: tuple[in
     reach = 1.1 * scene.high[2] * scene.corners_43[[0, 2]][:, pair]
     _lines(axes, [np.stack([np.zeros(2), r]) for r in reach], FAINT, 0.9, 0.6, 1)
     axes.scatter(0, 0, s=40, color=FAINT, zorder=2)
+    _eyes(axes, scene, np.eye(3)[:, pair])
     box = np.stack([scene.low, scene.high])[:, pair]
     _fit(axes, np.concatenate([box, np.zeros((1, 2))]))
     unit = "m" if scene.hypotheses.units == "m" else "scene units"
