@@ -36,13 +36,12 @@ def in_precision(encoder: Encoder, precision: Precision) -> Encoder:
         )
     other = copy.deepcopy(encoder)
     other.precision = precision
-    network: nn.Module = other.model
     if precision == "bf16":
-        network.to(torch.bfloat16)
+        nn.Module.to(other.model, torch.bfloat16)
     if precision == "int8":
         if other.model.device.type != "cpu":
             raise ValueError(f"int8 runs on the CPU only, got an encoder on {other.model.device}")
-        other.model = _quantised(network)
+        other.model = _quantised(other.model)
     return other
 
 
