@@ -1,5 +1,10 @@
 """Every annotated shape and type is checked at run time, in tests only. One thread is enough for them."""
 
+import os
+
+# Kernels for CUDA run in triton's interpreter, which it decides when it is first imported, by whomever.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 from jaxtyping import install_import_hook
 

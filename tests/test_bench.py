@@ -24,7 +24,7 @@ SIBLINGS = (
     "costs",
     "passes",
     "scores",
-    "report",
+    "page",
     "run",
 )
 
@@ -134,8 +134,8 @@ def test_in_miniature(scripts, tmp_path, monkeypatch):
         f"<!-- {name} -->\n<!-- end -->" for name in ("ladder", "metrics", "budgets")
     )
     (tmp_path / "README.md").write_text(places)
-    scripts["report"].fill_readme(results, tmp_path)
-    assert scripts["report"].ladder_table(results) in (tmp_path / "README.md").read_text()
+    scripts["page"].fill_readme(results, tmp_path)
+    assert scripts["page"].ladder_table(results) in (tmp_path / "README.md").read_text()
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -143,4 +143,4 @@ def test_the_readme_says_what_the_results_say(scripts):
     results = json.loads((FOLDER / "results.json").read_text())
     readme = (FOLDER / "README.md").read_text()
     for name in ("ladder", "metrics", "budgets"):
-        assert getattr(scripts["report"], f"{name}_table")(results) in readme
+        assert getattr(scripts["page"], f"{name}_table")(results) in readme

@@ -22,8 +22,8 @@ import tyro
 from costs import costs_of_parts, curves, memory_of_many
 from gate import Metric, recorded, shortfalls, write_baseline
 from ladder import compiling, ladder, make_bench, throughput
+from page import fill_readme
 from passes import decoding, updating
-from report import fill_readme
 from scores import budgets, quality
 
 from diffusion4d import loops

@@ -11,6 +11,7 @@ A capital letter after B is the length of a tile.
 """
 
 import os
+from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
@@ -53,9 +54,7 @@ def moments(
     moments_kernel[(N, triton.cdiv(T, TILE), D)](  # pyright: ignore[reportIndexIssue]
         *(ctrl.contiguous(), basis.contiguous(), mean_NTD, spread_NTD),
         *(K, N, M, T, D),
-        BK=TILE,
-        BM=_width(M),
-        BT=TILE,
+        **_blocks(M),
     )
     return mean_NTD, spread_NTD
 
@@ -75,16 +74,14 @@ def reprojection(
         *(ctrl.contiguous(), basis.contiguous(), view.tracks.contiguous()),
         *(view.intrinsics.contiguous(), cameras, error_KNT),
         *(K, N, M, T),
-        WORLD=view.cameras is not None,
-        BK=TILE,
-        BM=_width(M),
-        BT=TILE,
+        **{**_blocks(M), "WORLD": view.cameras is not None},
     )
     return error_KNT
 
 
-def _width(num_ctrl: int) -> int:
-    return max(TILE, triton.next_power_of_2(num_ctrl))
+def _blocks(num_ctrl: int) -> dict[str, Any]:
+    """Lengths of the tiles; triton takes plain numbers for its compile-time constants."""
+    return {"BK": TILE, "BM": max(TILE, triton.next_power_of_2(num_ctrl)), "BT": TILE}
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """The tables and the picture of the README, from results.json.
 
-python experiments/bench/report.py
+python experiments/bench/page.py
 """
 
 import json
