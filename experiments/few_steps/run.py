@@ -14,7 +14,6 @@ A row ends when its multiply-adds are spent, those of teachers and of the regres
 
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Annotated, Literal
 
 import tyro
 from clips import Data
-from records import mean, write
+from records import begun, mean, write
 from scoring import Scores, score_all
 from spaces import Space, Trial, Way
 from torch import Generator, Tensor
@@ -185,11 +184,7 @@ def main(settings: Settings) -> dict:
     Raises:
         ValueError: results.json was made with other settings.
     """
-    results: dict = {"settings": settings.recorded(), "rows": {}}
-    if settings.out.exists():
-        results = json.loads(settings.out.read_text())
-        if results["settings"] != settings.recorded():
-            raise ValueError(f"need the settings of {settings.out}, or another --out")
+    results = begun(settings.out, settings.recorded(), "rows")
     data = Data.tracked(
         settings.pool,
         settings.choosing,

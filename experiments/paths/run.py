@@ -11,13 +11,12 @@ data variance, ddim (Euler's method on the straight path), angular (Euler's meth
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from clips import Data
-from records import mean, write
+from records import begun, mean, write
 from spaces import Trial, Way
 from training import Compute, run
 
@@ -67,11 +66,7 @@ def main(settings: Settings) -> dict:
     Raises:
         ValueError: results.json was made with other settings.
     """
-    results: dict = {"settings": settings.recorded(), "trials": {}}
-    if settings.out.exists():
-        results = json.loads(settings.out.read_text())
-        if results["settings"] != settings.recorded():
-            raise ValueError(f"need the settings of {settings.out}, or another --out")
+    results = begun(settings.out, settings.recorded(), "trials")
     data = Data.tracked(
         settings.pool,
         settings.choosing,

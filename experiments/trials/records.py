@@ -12,6 +12,20 @@ from diffusion4d.atomic import replace_when_done
 Values = Sequence[float | None]
 
 
+def begun(path: Path, settings: dict, parts: str) -> dict:
+    """What is there already of an experiment with these settings: {"settings": ..., parts: {...}}.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    if not path.exists():
+        return {"settings": settings, parts: {}}
+    results = json.loads(path.read_text())
+    if results["settings"] != settings:
+        raise ValueError(f"need the settings of {path}, or another --out")
+    return results
+
+
 def write(results: dict, path: Path) -> None:
     """Whole or not at all; a list of numbers is one line."""
     text = json.dumps(results, indent=1)

@@ -21,13 +21,12 @@ Shape letters:  B clips   K samples   N points   M control points   T frames.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from clips import Data
-from records import write
+from records import begun, write
 from spaces import Trial, Way
 from training import Compute, run
 
@@ -100,11 +99,7 @@ def main(settings: Settings) -> dict:
     Raises:
         ValueError: results.json was made with other settings.
     """
-    results: dict = {"settings": settings.recorded(), "trials": {}}
-    if settings.out.exists():
-        results = json.loads(settings.out.read_text())
-        if results["settings"] != settings.recorded():
-            raise ValueError(f"need the settings of {settings.out}, or another --out")
+    results = begun(settings.out, settings.recorded(), "trials")
     data = Data.load(
         settings.pool,
         settings.choosing,
