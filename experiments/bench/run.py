@@ -79,7 +79,6 @@ class Settings:
             budget_worlds=1,
             draws=64,
             largest=(64, 512, 256),
-            hypotheses=4,
         )
 
 
@@ -139,7 +138,7 @@ def main(settings: Settings) -> int:
         "metrics": recorded(metrics),
         **tables,
     }
-    with replace_when_done(settings.out) as temporary:
+    with replace_when_done(chosen.out) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     if chosen.out == HERE / "results.json":
         fill_readme(results, HERE)
