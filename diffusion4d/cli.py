@@ -1,4 +1,4 @@
-"""The command line: sample, modes, train, train-encoder, evaluate, pack, doctor. Options are read off settings.
+"""The command line: a function for each command. Options are read off settings.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffusion4d.clip import Clip
-    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -101,11 +101,12 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[FindModes, tyro.conf.subcommand("modes")]
+        | Annotated[Animate, tyro.conf.subcommand("animate")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -123,6 +124,8 @@ def run(arguments: list[str]) -> int:
                 return sample(command)
             case FindModes():
                 return find_modes(command)
+            case Animate():
+                return animate(command)
             case Train():
                 return train(command)
             case TrainEncoder():
@@ -236,6 +239,17 @@ def find_modes(options: "FindModes") -> int:
     print(f"  clusters: {found.clusters.count}")
     for file in files.values():
         print(f"  {file}")
+    return 0
+
+
+def animate(config: "Animate") -> int:
+    """A dense surface under the hypotheses, to files."""
+    silence_libraries()
+    from diffusion4d import animate as animation
+
+    with staged_progress() as report:
+        for file in animation.run(config, lambda done, total: report("ply", done, total)):
+            print(f"  {file}")
     return 0
 
 

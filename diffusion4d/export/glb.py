@@ -26,7 +26,7 @@ from jaxtyping import Float32
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
-from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, pack
+from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, linear_light, pack
 from diffusion4d.export.gltf_motion import (
     AXES,
     add_cameras,
@@ -121,7 +121,7 @@ def _meshes(
     segments = buffer.add(np.stack([first, first + 1], -1).ravel(), INDICES)
     meshes = []
     for k, (name, colour) in enumerate(zip(names, colours(hyp), strict=True)):
-        linear = _linear(colour)
+        linear = linear_light(colour).tolist()
         materials += [
             {
                 "name": name,
@@ -198,8 +198,3 @@ def _icosahedron() -> tuple[np.ndarray, np.ndarray]:
     ]
     outward = [f if np.linalg.det(vertices[list(f)]) > 0 else (f[0], f[2], f[1]) for f in faces]
     return vertices / np.linalg.norm(vertices[0]), np.array(outward, np.uint16).ravel()
-
-
-def _linear(srgb: np.ndarray) -> list[float]:
-    """glTF's factors are linear light (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).tolist()

@@ -61,6 +61,7 @@ def keyframes(
 
 
 def scene_extras(hyp: Hypotheses, seconds: float) -> dict[str, Any]:
+    """What a reader needs to know of the numbers, for the scene."""
     return {
         "units": hyp.units,
         "frame": hyp.frame,
@@ -91,45 +92,62 @@ def add_cameras(
     shared = hyp.extrinsics.ndim == 3
     path_T44 = hyp.extrinsics if shared else hyp.extrinsics[hyp.rank()[0]]
     document["scenes"][0]["nodes"].append(len(nodes))
-    times = None
-    if hyp.frame == "world" and hyp.num_frames > 1:
-        times = buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
-    _camera_node("camera", hyp.frame == "world", path_T44, document, buffer, times)
-    if shared or hyp.frame == "camera":
+    times = _camera_times(hyp, buffer, seconds)
+    # Where points are given as each instant's camera sees them, it stays at the origin.
+    moves = hyp.frame == "world"
+    animation = document["animations"][0]
+    _camera_node("camera", [(animation, path_T44)] if moves else [], document, buffer, times)
+    if shared or not moves:
         return
     parents = {node["name"]: node for node in nodes}
     for name, path_T44 in zip(names, hyp.extrinsics, strict=True):
         parents[name]["children"].append(len(nodes))
-        _camera_node(f"{name}_camera", True, path_T44, document, buffer, times)
+        _camera_node(f"{name}_camera", [(animation, path_T44)], document, buffer, times)
+
+
+def add_camera_to_each(
+    hyp: Hypotheses, document: dict[str, Any], buffer: Buffer, seconds: float
+) -> None:
+    """One camera, which every hypothesis' own animation moves along that hypothesis' path."""
+    document["scenes"][0]["nodes"].append(len(document["nodes"]))
+    paths = [*zip(document["animations"], hyp.cameras, strict=True)]
+    times = _camera_times(hyp, buffer, seconds)
+    _camera_node("camera", paths if hyp.frame == "world" else [], document, buffer, times)
+
+
+def _camera_times(hyp: Hypotheses, buffer: Buffer, seconds: float) -> int | None:
+    if hyp.frame == "camera" or hyp.num_frames == 1:
+        return None
+    return buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
 
 
 def _camera_node(
     name: str,
-    moves: bool,
-    extrinsics_T44: Float32[torch.Tensor, "T 4 4"],
+    paths: Sequence[tuple[dict[str, Any], Float32[torch.Tensor, "T 4 4"]]],
     document: dict[str, Any],
     buffer: Buffer,
     times: int | None,
 ) -> None:
+    """A node with the camera, and its way (world to camera) in each of some animations."""
     node: dict[str, Any] = {"name": name, "camera": 0}
     index = len(document["nodes"])
     document["nodes"].append(node)
-    if not moves:
-        # The points are given as each instant's camera sees them, so it stays at the origin.
-        return
-    pose_T44 = torch.linalg.inv(extrinsics_T44.double()).numpy()
-    place = pose_T44[:, :3, 3] * AXES
-    turn = quaternions(pose_T44[:, :3, :3])
-    node |= {"translation": place[0].tolist(), "rotation": turn[0].tolist()}
-    if times is None:
-        return
-    for channel, values in (("translation", place), ("rotation", turn)):
-        output = buffer.add(values.astype(np.float32))
-        sampler = {"input": times, "interpolation": "LINEAR", "output": output}
-        animate(document["animations"][0], index, channel, sampler)
+    for animation, extrinsics_T44 in paths:
+        pose_T44 = torch.linalg.inv(extrinsics_T44.double()).numpy()
+        place = pose_T44[:, :3, 3] * AXES
+        turn = quaternions(pose_T44[:, :3, :3])
+        if "translation" not in node:
+            node |= {"translation": place[0].tolist(), "rotation": turn[0].tolist()}
+        if times is None:
+            continue
+        for channel, values in (("translation", place), ("rotation", turn)):
+            output = buffer.add(values.astype(np.float32))
+            sampler = {"input": times, "interpolation": "LINEAR", "output": output}
+            animate(animation, index, channel, sampler)
 
 
 def animate(animation: dict[str, Any], node: int, path: str, sampler: dict[str, Any]) -> None:
+    """One more channel: this sampler drives this path of this node."""
     target = {"node": node, "path": path}
     animation["channels"].append({"sampler": len(animation["samplers"]), "target": target})
     animation["samplers"].append(sampler)

@@ -60,13 +60,13 @@ def surface_distances(
     nodes: Float[np.ndarray, "N 3"],
 ) -> Float[np.ndarray, "V N"]:
     """From every vertex to every node along the edges of a mesh; nodes hang on their nearest vertex."""
-    place, welded = np.unique(_rounded(vertices), axis=0, return_inverse=True)
-    welded = welded.ravel()
+    place, found = np.unique(_rounded(vertices), axis=0, return_inverse=True)
+    welded = np.asarray(found).ravel()
     points = np.zeros_like(place)
     points[welded] = vertices
     corner = welded[faces]
     edges = np.concatenate([corner[:, [0, 1]], corner[:, [1, 2]], corner[:, [2, 0]]])
-    edges = np.unique(np.sort(edges, 1), axis=0)
+    edges = np.asarray(np.unique(np.sort(edges, 1), axis=0))
     edges = edges[edges[:, 0] != edges[:, 1]]
     length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=-1)
     graph = csr_matrix((np.maximum(length, 1e-12), edges.T), (len(points), len(points)))
