@@ -106,7 +106,9 @@ def cut(
         change = np.abs(length / np.maximum(length[:1], 1e-12) - 1).max(axis=(0, 2))
         held &= change <= np.median(change) + STRETCH
     if not held.any():
-        raise UserError(f"need a triangle within one surface, got {len(faces)} across depth edges")
+        raise UserError(
+            f"need a triangle within one surface, got {len(faces)} that span depth edges or part"
+        )
     return faces[held]
 
 

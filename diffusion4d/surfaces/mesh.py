@@ -25,7 +25,7 @@ class Mesh:
     """Triangles over vertices.
 
     Raises:
-        UserError: no triangle, a corner that is no vertex, numbers that are not finite, or arrays that do not fit.
+        UserError: no triangle, a corner that is no vertex, or numbers that are not finite.
     """
 
     vertices: Float32[np.ndarray, "V 3"]
@@ -45,10 +45,6 @@ class Mesh:
             raise UserError(f"need corners among {V} vertices, got {self.faces.max()}")
         if not np.isfinite(self.vertices).all():
             raise UserError("need finite vertices, got some that are not")
-        for name in ("colours", "uv"):
-            array = getattr(self, name)
-            if array is not None and len(array) != V:
-                raise UserError(f"need {name} of {V} vertices, got {len(array)}")
 
     @property
     def normals(self) -> Float32[np.ndarray, "V 3"]:
