@@ -9,6 +9,7 @@ Shape letters:  K hypotheses   N points   M control points   T frames   S instan
 
 import base64
 import json
+import math
 from io import BytesIO
 from typing import Any
 
@@ -64,7 +65,7 @@ def content(hypotheses: Hypotheses, clip: Clip | None = None, *, title: str = ""
         "intrinsics": hyp.intrinsics.tolist(),
         "seeds": hyp.seeds.tolist(),
         "rank": hyp.rank().tolist(),
-        "fit": [None if not np.isfinite(s) else round(float(s), 3) for s in hyp.scores()],
+        "fit": [None if not math.isfinite(s) else round(s, 3) for s in hyp.scores().tolist()],
         "control": _numbers(hyp.control_points),
         "basis": _numbers(basis),
         "cameras": _numbers(hyp.extrinsics.reshape(-1, hyp.num_frames, 4, 4)[:, :, :3]),

@@ -92,8 +92,10 @@ class Motion {
     return rows;
   }
 
+  // Pale yellow does not show on a light ground, so there the scale ends before it.
   ramp(share) {
-    const count = this.scale.length / 3, i = Math.round(Math.min(1, Math.max(0, share)) * (count - 1));
+    const end = matchMedia("(prefers-color-scheme: light)").matches ? 0.8 : 1;
+    const count = this.scale.length / 3, i = Math.round(end * Math.min(1, Math.max(0, share)) * (count - 1));
     return this.scale.subarray(3 * i, 3 * i + 3);
   }
 }
