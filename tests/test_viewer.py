@@ -44,6 +44,8 @@ window.addEventListener("load", () => {
         sum = (sum * 31 + pixels[i] + 7 * pixels[i + 1] + 3 * pixels[i + 2]) % 1000003;
       return sum;
     };
+    // Far enough away that the camera is in sight, too.
+    scene.distance *= 3;
     told.start = lit(); told.startPlace = [...motion.place(1, 2, state.s, [0, 0, 0])];
     act("time", "1000", "input");
     told.end = lit(); told.endPlace = [...motion.place(1, 2, state.s, [0, 0, 0])];
