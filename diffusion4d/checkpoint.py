@@ -26,7 +26,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 def _tensors(
     model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
-    for (name, parameter), average in zip(model.named_parameters(), ema.shadow_params, strict=True):
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    for (name, parameter), average in zip(trained, ema.shadow_params, strict=True):
         yield f"model.{name}", parameter.data
         yield f"ema.{name}", average.data
         state = optimiser.state[parameter]

@@ -273,6 +273,10 @@ class TrainEncoder:
     """Points of one image closer than this, in pixels, are no negatives of each other."""
     pointmap_weight: float = 1.0
     """Weight of the loss on pointmaps."""
+    descriptors: int = 0
+    """Numbers of a descriptor that the head gives each cell; with 0 it tells depth alone, and no confidence either."""
+    frozen: bool = False
+    """Train the head alone, and leave the encoder of `start_from` as it is."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 pays where the processor multiplies it natively; weights stay in float32."""
     save_every: int = 200

@@ -8,6 +8,10 @@ visible in both give features a_n and b_n, by bilinear interpolation of the toke
                  twice; the target is the bilinear weights of the true place, so that it is exact below a cell
     pointmap     a head over several layers says how deep each pixel is, up to a factor an image (`priors.pointmaps`)
 
+A head that also tells confidence and descriptors (`priors.heads`) is trained for them by two more: Laplace's likelihood
+of the depth it told, which is held fixed in it, and InfoNCE of the descriptors at the points. With `frozen` the
+encoder stays as it was, and the head is all that is trained.
+
 Geometry is exact, since frames are rendered. Step i draws its batch from a generator seeded by (seed, i), so a run
 that was killed goes on with the same losses as one that was not.
 Shape letters:  B clips   N points   F = 2 frames a clip   C channels   L tokens   D cells   y, x depth map.
@@ -33,8 +37,8 @@ from diffusion4d.stages import bars_with_notes
 from priors.checkpoints import find_folder
 from priors.correspondence import info_nce
 from priors.dinov3 import load_encoder
-from priors.heads import HEAD_FILE, load_head, make_head, save_head, tapped
-from priors.pointmaps import pointmap_loss
+from priors.heads import HEAD_FILE, Dense, load_head, make_head, save_head, take_over, tapped
+from priors.pointmaps import confidence_loss, pointmap_loss
 from priors.preprocessing import Preprocessing
 from priors.tiny import save_encoder, tiny_config
 
@@ -55,9 +59,11 @@ class Objective(nn.Module):
         # Evaluation mode: in training mode DINOv3 jitters its positions with numbers that no seed of ours decides.
         self.encoder = DINOv3ViTModel(tiny_config()).eval()
         shape = self.encoder.config
-        self.head = make_head(config.head, shape.hidden_size, shape.num_hidden_layers)
+        outputs = 2 + config.descriptors if config.descriptors else 1
+        self.head = make_head(config.head, shape.hidden_size, shape.num_hidden_layers, outputs)
         if config.start_from is not None:
             self._start_from(config.start_from)
+        self.encoder.requires_grad_(not config.frozen)
 
     def _start_from(self, name: str) -> None:
         """First weights: an encoder of this architecture, and its head if there is one of this shape."""
@@ -70,7 +76,7 @@ class Objective(nn.Module):
         if (folder / HEAD_FILE).is_file():
             head = load_head(folder, found.fingerprint)
             if head.kind == self.head.kind and head.taps == self.head.taps:
-                self.head.load_state_dict(head.state_dict())
+                take_over(self.head, head)
 
     def forward(self, views: Views) -> dict[str, Tensor]:
         """The losses by name; "loss" is their weighted sum."""
@@ -85,23 +91,11 @@ class Objective(nn.Module):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             out = self.encoder(values, output_hidden_states=True)
             layers = tapped(out.hidden_states, self.head.taps, grid[0] * grid[1])
-            log_depth = self.head(layers, grid).float()[:, 0]
+            dense = Dense.of(self.head(layers, grid).float())
         maps = out.last_hidden_state[:, -grid[0] * grid[1] :].float().mT.unflatten(2, grid)
-        extent = torch.tensor([width, height])
-        where = (2 * views.pixels / extent - 1).transpose(1, 2).flatten(0, 1)
-        sampled = functional.grid_sample(
-            maps, where[:, :, None], padding_mode="border", align_corners=False
-        )
-        features_B2NC = sampled[..., 0].mT.unflatten(0, (-1, 2))
-        first, second = features_B2NC.unbind(1)
-        pair = info_nce(
-            first,
-            second,
-            valid=views.valid,
-            positions=views.pixels[:, :, 0],
-            radius=config.radius,
-            temperature=config.temperature,
-        )
+        extent = torch.tensor([width, height]).float()
+        first, second = features_at(maps, views.pixels, extent)
+        pair = self._found(first, second, views)
         maps_B2 = maps.unflatten(0, (-1, 2))
         place = (
             place_loss(first, maps_B2[:, 1], views.pixels[:, :, 1] / extent, views.valid, config)
@@ -109,11 +103,44 @@ class Objective(nn.Module):
         ) / 2
         truth = views.log_depth.flatten(0, 1)
         # A head coarser than the map is compared at the middles of its own cells.
-        coarser = truth.shape[-1] // log_depth.shape[-1]
+        coarser = truth.shape[-1] // dense.log_depth.shape[-1]
         truth = truth[:, coarser // 2 :: coarser, coarser // 2 :: coarser]
-        geometry = pointmap_loss(log_depth, truth, truth.isfinite())
-        total = pair + place + config.pointmap_weight * geometry
-        return {"loss": total, "pair": pair, "place": place, "pointmap": geometry}
+        valid = truth.isfinite()
+        geometry = pointmap_loss(dense.log_depth, truth, valid)
+        losses = {"pair": pair, "place": place}
+        if dense.log_confidence is not None:
+            told = dense.log_depth.detach()
+            losses["confidence"] = confidence_loss(told, dense.log_confidence, truth, valid)
+        if dense.descriptors is not None:
+            first, second = features_at(dense.descriptors, views.pixels, extent)
+            losses["descriptor"] = self._found(first, second, views)
+        total = sum(losses.values(), config.pointmap_weight * geometry)
+        return {"loss": total, "pointmap": geometry, **losses}
+
+    def _found(
+        self, first: Float[Tensor, "B N C"], second: Float[Tensor, "B N C"], views: Views
+    ) -> Float[Tensor, ""]:
+        """InfoNCE of the points by these features."""
+        return info_nce(
+            first,
+            second,
+            valid=views.valid,
+            positions=views.pixels[:, :, 0],
+            radius=self.config.radius,
+            temperature=self.config.temperature,
+        )
+
+
+def features_at(
+    maps: Float[Tensor, "F C y x"], pixels: Float[Tensor, "B N 2 2"], extent: Float[Tensor, "2"]
+) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N C"]]:
+    """Features of the points in both frames of a clip, bilinear; `extent` is the frames' (W, H) px, F = 2 B."""
+    where = (2 * pixels / extent - 1).transpose(1, 2).flatten(0, 1)
+    sampled = functional.grid_sample(
+        maps, where[:, :, None], padding_mode="border", align_corners=False
+    )
+    first, second = sampled[..., 0].mT.unflatten(0, (-1, 2)).unbind(1)
+    return first, second
 
 
 def place_loss(
@@ -151,6 +178,8 @@ def run(config: TrainEncoder) -> Path:
     Raises:
         UserError: the worlds reach into the seeds held out for evaluation, or the checkpoint is another network's.
     """
+    if config.frozen and config.start_from is None:
+        raise UserError("need an encoder to start from where it is to stay frozen")
     if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
         raise UserError(f"seeds from {HELD_OUT} are held out for evaluation")
     with bars_with_notes() as progress:
@@ -170,7 +199,7 @@ def fit(config: TrainEncoder, stacks: list[RenderedWorlds], progress: Progress) 
     from torch.utils.tensorboard import SummaryWriter
 
     model = Objective(config)
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     ema = EMAModel(parameters, decay=config.ema, use_ema_warmup=True, power=0.75)
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05

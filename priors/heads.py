@@ -242,6 +242,28 @@ def load_head(folder: Path, fingerprint: str) -> Head:
     return head.eval().requires_grad_(False)
 
 
+def take_over(head: Head, other: Head) -> None:
+    """First weights of a head from another of its kind that reads the same layers; outputs that only one has are left.
+
+    Raises:
+        ValueError: another kind, other layers or another width.
+    """
+    mine, theirs = head.state_dict(), other.state_dict()
+    shared = min(head.outputs, other.outputs)
+    if mine.keys() != theirs.keys() or head.taps != other.taps:
+        raise ValueError(
+            f"need a {head.kind} head on layers {head.taps}, got {other.kind} on {other.taps}"
+        )
+    for name, values in mine.items():
+        given = theirs[name]
+        if given.shape[1:] != values.shape[1:]:
+            raise ValueError(f"need {name} {list(values.shape)}, got {list(given.shape)}")
+        if given.shape == values.shape:
+            values.copy_(given)
+        else:
+            values[:shared].copy_(given[:shared])
+
+
 def count_parameters(head: nn.Module) -> int:
     """How many numbers a head has."""
     return sum(parameter.numel() for parameter in head.parameters())

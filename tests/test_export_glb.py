@@ -164,7 +164,7 @@ def test_every_hypothesis_is_one_node_with_its_seed_rank_and_colour():
     for k, colour in enumerate(colours(hyp)):
         parent = document.nodes[_node(document, f"hypothesis_{k:02d}")]
         assert parent.extras["seed"] == 10 + k
-        assert parent.extras["rank"] == [3, 0, 2, 1][k]
+        assert parent.extras["rank"] == hyp.rank().tolist().index(k)
         points = document.nodes[parent.children[0]]
         assert len(points.children) == hyp.num_points
         mesh = document.meshes[document.nodes[points.children[2]].mesh]

