@@ -11,6 +11,7 @@ does not grow with the steps).
 Shape letters:  N nodes   V points   I instants   C features
 """
 
+import itertools
 import math
 from importlib import import_module
 
@@ -41,7 +42,7 @@ class VelocityField(nn.Module):
         inputs = 4 * (1 + 2 * FREQUENCIES)
         sizes = (inputs, WIDTH, WIDTH, WIDTH, 3)
         layers: list[nn.Module] = []
-        for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+        for wide, narrow in itertools.pairwise(sizes):
             layer = nn.Linear(wide, narrow)
             nn.init.trunc_normal_(layer.weight, std=wide**-0.5, generator=generator)
             nn.init.zeros_(layer.bias)
