@@ -1,15 +1,6 @@
 r"""hypotheses.glb: every hypothesis in one animated scene, exact between the frames too.
 
-Between two keys, t_d seconds apart and with s in [0, 1] along, a glTF CUBICSPLINE is the cubic Hermite
-curve of its ends (glTF 2.0, appendix C.5): values v, out-tangents b, in-tangents a, per second,
-
-    p(s) = (2s³−3s²+1) v_i + (s³−2s²+s) t_d b_i + (−2s³+3s²) v_{i+1} + (s³−s²) t_d a_{i+1}.
-
-A cubic piece is its end points and end velocities, so keys at the distinct knots reproduce the spline
-without loss (`splines.hermite`). Cutting a span adds keys and changes nothing of that. But Blender's
-importer keeps the values alone and draws tangents of its own through them, so each span is cut in
-`SPLITS`. Measured in Blender 5.0 on a lively fan (positions up to 2): 0.0081 RMS error uncut,
-0.0028, 0.0004 and 0.0001 in 2, 4 and 8 parts.
+Positions are CUBICSPLINE keys at the knots, in glTF's axes (`export.gltf_scene`).
 
 What is in the file, and why:
 - `hypothesis_00` …: a node each, so that a viewer's outliner shows and hides it as a whole; its seed,
@@ -20,9 +11,6 @@ What is in the file, and why:
 - ONE animation moves everything: viewers play one clip at a time, and the fan opening is the point.
 - `camera`: the clip's camera; it moves where the points are in the world. Where each hypothesis has a camera of its
   own, `camera` is that of the best-ranked one, and `hypothesis_00_camera` … stand beside the points.
-
-Axes: glTF is x right, y up, z back, so every coordinate is converted, diag(1, −1, −1) x; a root
-rotation would leave the numbers in the file in other axes than its reader expects.
 """
 
 import itertools
@@ -34,23 +22,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
-from scipy.spatial.transform import Rotation
+from jaxtyping import Float, Float32
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
 from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, pack
+from diffusion4d.export.gltf_scene import (
+    AXES,
+    animate,
+    animate_camera,
+    camera,
+    camera_node,
+    camera_times,
+    median_depth,
+    require_animatable,
+    scene_extras,
+    spline_keys,
+)
 from diffusion4d.export.palette import colours
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.splines import BSpline, hermite
+from diffusion4d.splines import BSpline
 
-SPLITS = 4
-"""Key intervals per knot span."""
 TRAIL_SAMPLES = 32
 """Vertices of one drawn path."""
 RADIUS = 0.006
 """Of a point's marker, in median depths."""
-_AXES = np.array([1.0, -1.0, -1.0])
 
 
 def write_glb(
@@ -83,23 +79,21 @@ def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None =
         names = [f"hypothesis_{k:02d}" for k in range(hypotheses.num_hypotheses)]
     if len(names) != hypotheses.num_hypotheses:
         raise UserError(f"need {hypotheses.num_hypotheses} names, got {len(names)}")
-    if hypotheses.degree > 3:
-        raise UserError(f"need degree <= 3 for glTF's CUBICSPLINE, got {hypotheses.degree}")
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise UserError(f"need a clip of positive length, got {seconds} s")
+    require_animatable(hypotheses.degree, seconds)
     buffer = Buffer()
-    keys, outputs = _keyframes(hypotheses, seconds)
-    scale = float(hypotheses.camera_points()[..., 2].median().abs().clamp_min(1e-3))
+    ctrl = hypotheses.control_points.double()
+    keys, outputs = spline_keys(BSpline(ctrl, hypotheses.knots, hypotheses.degree), seconds)
+    scale = median_depth(hypotheses)
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "diffusion4d"},
         "extensionsUsed": ["KHR_materials_unlit"],
         "scene": 0,
         "scenes": [
-            {"name": "diffusion4d", "nodes": [], "extras": _scene_extras(hypotheses, seconds)}
+            {"name": "diffusion4d", "nodes": [], "extras": scene_extras(hypotheses, seconds)}
         ],
         "nodes": [],
         "materials": [],
-        "cameras": [_camera(hypotheses, scale)],
+        "cameras": [camera(hypotheses, scale)],
         "animations": [{"name": "hypotheses", "samplers": [], "channels": []}],
     }
     document["meshes"] = _meshes(hypotheses, names, buffer, document["materials"], RADIUS * scale)
@@ -108,22 +102,6 @@ def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None =
     _hypothesis_nodes(hypotheses, names, document, time, curves, outputs[:, :, 1])
     _camera_nodes(hypotheses, names, document, buffer, seconds)
     return pack(document, buffer)
-
-
-def _keyframes(
-    hyp: Hypotheses, seconds: float
-) -> tuple[Float32[np.ndarray, "keys"], Float32[np.ndarray, "K N 3*keys 3"]]:
-    """Key times in s, and each trajectory's triplets (in-tangent, value, out-tangent) of every key."""
-    spline = BSpline(hyp.control_points.double(), hyp.knots, hyp.degree)
-    for low, high in itertools.pairwise(spline.breaks.tolist()):
-        for i in range(1, SPLITS):
-            spline = spline.insert(low + (high - low) * i / SPLITS)
-    keys, value, arriving, leaving = hermite(spline)
-    triplets = torch.stack([arriving / seconds, value, leaving / seconds], -2)
-    # Nothing arrives at the first key or leaves the last: zeros, as the specification asks.
-    triplets[:, :, 0, 0] = triplets[:, :, -1, 2] = 0
-    output = triplets.flatten(-3, -2).numpy() * _AXES
-    return (seconds * keys).float().numpy(), output.astype(np.float32)
 
 
 def _meshes(
@@ -142,7 +120,7 @@ def _meshes(
         },
         "indices": buffer.add(faces, INDICES),
     }
-    trails = hyp.evaluate(torch.linspace(0, 1, TRAIL_SAMPLES, dtype=torch.float64)).numpy() * _AXES
+    trails = hyp.evaluate(torch.linspace(0, 1, TRAIL_SAMPLES, dtype=torch.float64)).numpy() * AXES
     first = np.arange(trails[0, ..., 0].size, dtype=np.uint32)
     first = first.reshape(trails.shape[1:3])[:, :-1]
     segments = buffer.add(np.stack([first, first + 1], -1).ravel(), INDICES)
@@ -208,85 +186,30 @@ def _hypothesis_nodes(
             place = start_KN3[k, n].tolist()
             nodes.append({"name": f"{name}_point_{n:03d}", "mesh": 2 * k, "translation": place})
             sampler = {"input": time, "interpolation": "CUBICSPLINE", "output": curve}
-            _animate(animation, first_point + n, "translation", sampler)
-
-
-def _camera(hyp: Hypotheses, scale: float) -> dict[str, Any]:
-    """glTF has no principal point: the image is taken as centred, as it is but in cropped clips."""
-    fx, fy, _, _ = hyp.intrinsics.tolist()
-    height, width = hyp.size
-    lens = {
-        "yfov": 2 * math.atan(height / (2 * fy)),
-        "aspectRatio": (width / fx) / (height / fy),
-        "znear": 0.01 * scale,
-        "zfar": 1000 * scale,
-    }
-    return {"type": "perspective", "name": "camera", "perspective": lens}
+            animate(animation, first_point + n, "translation", sampler)
 
 
 def _camera_nodes(
     hyp: Hypotheses, names: Sequence[str], document: dict[str, Any], buffer: Buffer, seconds: float
 ) -> None:
     """One camera for all hypotheses; and one for each, below its node, where they differ."""
-    nodes = document["nodes"]
-    shared = hyp.extrinsics.ndim == 3
-    path_T44 = hyp.extrinsics if shared else hyp.extrinsics[hyp.rank()[0]]
-    document["scenes"][0]["nodes"].append(len(nodes))
-    times = None
-    if hyp.frame == "world" and hyp.num_frames > 1:
-        times = buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
-    _camera_node("camera", hyp.frame == "world", path_T44, document, buffer, times)
-    if shared or hyp.frame == "camera":
+    nodes, animation = document["nodes"], document["animations"][0]
+    shared, moves = hyp.extrinsics.ndim == 3, hyp.frame == "world"
+    times = camera_times(hyp, buffer, seconds)
+
+    def add(name: str, path_T44: Float[torch.Tensor, "T 4 4"]) -> int:
+        nodes.append(camera_node(name, path_T44 if moves else None))
+        if times is not None:
+            animate_camera(animation, len(nodes) - 1, path_T44, buffer, times)
+        return len(nodes) - 1
+
+    first = add("camera", hyp.extrinsics if shared else hyp.extrinsics[hyp.rank()[0]])
+    document["scenes"][0]["nodes"].append(first)
+    if shared or not moves:
         return
     parents = {node["name"]: node for node in nodes}
     for name, path_T44 in zip(names, hyp.extrinsics, strict=True):
-        parents[name]["children"].append(len(nodes))
-        _camera_node(f"{name}_camera", True, path_T44, document, buffer, times)
-
-
-def _camera_node(
-    name: str,
-    moves: bool,
-    extrinsics_T44: Float32[torch.Tensor, "T 4 4"],
-    document: dict[str, Any],
-    buffer: Buffer,
-    times: int | None,
-) -> None:
-    node: dict[str, Any] = {"name": name, "camera": 0}
-    index = len(document["nodes"])
-    document["nodes"].append(node)
-    if not moves:
-        # The points are given as each instant's camera sees them, so it stays at the origin.
-        return
-    pose_T44 = torch.linalg.inv(extrinsics_T44.double()).numpy()
-    place = pose_T44[:, :3, 3] * _AXES
-    turn = Rotation.from_matrix(_AXES[:, None] * pose_T44[:, :3, :3] * _AXES).as_quat()
-    # q and −q are one rotation, but the way between neighbours must be the short one.
-    signs = np.cumprod(np.where((turn[1:] * turn[:-1]).sum(-1) < 0, -1, 1))
-    turn[1:] *= signs[:, None]
-    node |= {"translation": place[0].tolist(), "rotation": turn[0].tolist()}
-    if times is None:
-        return
-    for channel, values in (("translation", place), ("rotation", turn)):
-        output = buffer.add(values.astype(np.float32))
-        sampler = {"input": times, "interpolation": "LINEAR", "output": output}
-        _animate(document["animations"][0], index, channel, sampler)
-
-
-def _animate(animation: dict[str, Any], node: int, path: str, sampler: dict[str, Any]) -> None:
-    target = {"node": node, "path": path}
-    animation["channels"].append({"sampler": len(animation["samplers"]), "target": target})
-    animation["samplers"].append(sampler)
-
-
-def _scene_extras(hyp: Hypotheses, seconds: float) -> dict[str, Any]:
-    return {
-        "units": hyp.units,
-        "frame": hyp.frame,
-        "seconds": seconds,
-        "intrinsics_px": hyp.intrinsics.tolist(),
-        "size_px": list(hyp.size),
-    }
+        parents[name]["children"].append(add(f"{name}_camera", path_T44))
 
 
 def _icosahedron() -> tuple[np.ndarray, np.ndarray]:
