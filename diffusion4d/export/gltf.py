@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _COMPONENT = {np.dtype(np.float32): 5126, np.dtype(np.uint16): 5123, np.dtype(np.uint32): 5125}
-_TYPE = {(): "SCALAR", (2,): "VEC2", (3,): "VEC3", (4,): "VEC4"}
+_TYPE = {(): "SCALAR", (2,): "VEC2", (3,): "VEC3", (4,): "VEC4", (16,): "MAT4"}
 VERTICES, INDICES = 34962, 34963
 """Buffer-view targets; None for animation data, which no GPU buffer holds."""
 

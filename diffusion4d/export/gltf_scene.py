@@ -73,16 +73,19 @@ def triplets(
 
 
 def quaternions(rotations: Float[np.ndarray, "*batch 3 3"]) -> Float64[np.ndarray, "*batch 4"]:
-    """(x, y, z, w) in glTF's axes of rotations in OpenCV's; along the last batch axis with continuous signs.
+    """(x, y, z, w) in glTF's axes of rotations in OpenCV's."""
+    turned = AXES[:, None] * rotations.reshape(-1, 3, 3) * AXES
+    return Rotation.from_matrix(turned).as_quat().reshape(*rotations.shape[:-2], 4)
+
+
+def continuous(turn: Float[np.ndarray, "*batch keys 4"]) -> Float[np.ndarray, "*batch keys 4"]:
+    """The same rotations, each quaternion with the sign that is nearer to the one before.
 
     q and −q are one rotation, but the way between neighbours must be the short one.
     """
-    turned = AXES[:, None] * rotations.reshape(-1, 3, 3) * AXES
-    turn = Rotation.from_matrix(turned).as_quat().reshape(*rotations.shape[:-2], 4)
-    if turn.ndim > 1:
-        signs = np.where((turn[..., 1:, :] * turn[..., :-1, :]).sum(-1) < 0, -1, 1)
-        turn[..., 1:, :] *= np.cumprod(signs, axis=-1)[..., None]
-    return turn
+    sign = np.where((turn[..., 1:, :] * turn[..., :-1, :]).sum(-1) < 0, -1, 1)
+    first = np.ones_like(turn[..., :1, 0])
+    return turn * np.cumprod(np.concatenate([first, sign], -1), -1)[..., None]
 
 
 def animate(animation: dict[str, Any], node: int, path: str, sampler: dict[str, Any]) -> None:
@@ -147,7 +150,7 @@ def _poses(
     path_T44: Float[Tensor, "T 4 4"],
 ) -> tuple[Float64[np.ndarray, "T 3"], Float64[np.ndarray, "T 4"]]:
     pose_T44 = torch.linalg.inv(path_T44.double()).numpy()
-    return pose_T44[:, :3, 3] * AXES, quaternions(pose_T44[:, :3, :3])
+    return pose_T44[:, :3, 3] * AXES, continuous(quaternions(pose_T44[:, :3, :3]))
 
 
 def scene_extras(hyp: Hypotheses, seconds: float) -> dict[str, Any]:
