@@ -23,6 +23,7 @@ from diffusion4d.splines import BSpline
 SECONDS = 1.6
 FLIP = np.array([1.0, -1.0, -1.0])
 NODES = 5
+FRAMES = torch.linspace(0, 1, 9, dtype=torch.float64)
 
 
 def _motion(seed: int, name: str = "hypothesis_00"):
@@ -37,7 +38,7 @@ def _motion(seed: int, name: str = "hypothesis_00"):
         return torch.from_numpy(matrices).reshape(len(u), NODES, 3, 3)
 
     spline = BSpline.clamped(ctrl)
-    return joint_motion(spline, rotations, name, SECONDS), spline, rotations
+    return joint_motion(spline, rotations, name, SECONDS, FRAMES), spline, rotations
 
 
 def _weights(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ rotations, R ↦ A R A. A root rotation would leave the numbers in the file in o
 Shape letters:  T frames   keys of an animation
 """
 
-import itertools
 import math
 from typing import Any
 
@@ -34,6 +33,8 @@ from diffusion4d.splines import BSpline, hermite
 
 SPLITS = 4
 """Key intervals per knot span."""
+NEAR = 1e-6
+"""Keys closer than this in u are one."""
 AXES = np.array([1.0, -1.0, -1.0])
 """OpenCV's axes as glTF's, and back."""
 
@@ -47,12 +48,21 @@ def require_animatable(degree: int, seconds: float) -> None:
 
 
 def spline_keys(
-    spline: BSpline, seconds: float
+    spline: BSpline, seconds: float, instants: Float64[Tensor, "T"] | None = None
 ) -> tuple[Float32[np.ndarray, "keys"], Float32[np.ndarray, "*batch triplets 3"]]:
-    """Key times in s, and each curve's triplets (in-tangent, value, out-tangent) of every key, in glTF's axes."""
-    for low, high in itertools.pairwise(spline.breaks.tolist()):
-        for i in range(1, SPLITS):
-            spline = spline.insert(low + (high - low) * i / SPLITS)
+    """Key times in s, and each curve's triplets (in-tangent, value, out-tangent) of every key, in glTF's axes.
+
+    Args:
+        instants: u of keys besides those at the knots, where a reader that draws its own tangents is exact as well;
+            `SPLITS` of each span by default.
+    """
+    if instants is None:
+        between = torch.arange(1, SPLITS, dtype=torch.float64) / SPLITS
+        low, high = spline.breaks[:-1, None], spline.breaks[1:, None]
+        instants = (low + (high - low) * between).flatten()
+    for u in instants.tolist():
+        if float((spline.breaks - u).abs().min()) > NEAR:
+            spline = spline.insert(u)
     keys, value, arriving, leaving = hermite(spline)
     output = triplets(
         value.numpy() * AXES, arriving.numpy() * AXES / seconds, leaving.numpy() * AXES / seconds

@@ -5,6 +5,9 @@ make of it, no polynomial: unit quaternions are interpolated by a cubic spline o
 component by component, and normalised, which CUBICSPLINE reproduces from its values and slopes. The keys are the
 places' own, halved until the rotations in between are within `TURN_TOLERANCE` of the truth, at most `HALVINGS` times.
 
+There are keys at the clip's frames too. The curves need none, but Blender keeps the values of keys alone and draws
+tangents of its own through them: so it shows every frame as it is, and is off in between.
+
 Shape letters:  N nodes   M control points   U instants   keys of an animation
 """
 
@@ -42,6 +45,7 @@ def joint_motion(
     rotations: Callable[[Float64[Tensor, "U"]], Float[Tensor, "U N 3 3"]],
     name: str,
     seconds: float,
+    instants: Float64[Tensor, "T"],
 ) -> JointMotion:
     """The keys of N joints.
 
@@ -49,8 +53,9 @@ def joint_motion(
         spline: of the nodes, control points [N, M, 3] in OpenCV's axes.
         rotations: of the nodes at clip times u, in the same axes.
         seconds: that u from 0 to 1 takes.
+        instants: u of the frames. There is a key at each, beside those at the knots.
     """
-    times, places = spline_keys(spline, seconds)
+    times, places = spline_keys(spline, seconds, instants)
     u = torch.from_numpy(times.astype(np.float64) / seconds).clamp(0, 1)
     turn = turns(rotations, u, seconds)
     return JointMotion(
