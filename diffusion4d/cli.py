@@ -1,4 +1,4 @@
-"""The command line: sample, modes, train, train-encoder, evaluate, pack, doctor. Options are read off settings.
+"""The command line: sample, animate, modes, train, train-encoder, evaluate, pack, doctor. Options are read off settings.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffusion4d.clip import Clip
-    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -101,10 +101,11 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Animate, tyro.conf.subcommand("animate")]
         | Annotated[FindModes, tyro.conf.subcommand("modes")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
@@ -121,6 +122,8 @@ def run(arguments: list[str]) -> int:
         match command:
             case Sample():
                 return sample(command)
+            case Animate():
+                return animate(command)
             case FindModes():
                 return find_modes(command)
             case Train():
@@ -213,6 +216,15 @@ def sample(options: Sample) -> int:
     for name, value in result.assumptions.items():
         print(f"  {name}: {value}")
     for file in files.values():
+        print(f"  {file}")
+    return 0
+
+
+def animate(options: "Animate") -> int:
+    """A mesh that hypotheses drive, to files."""
+    from diffusion4d import animate as driving
+
+    for file in driving.run(options, lambda line: print(f"  {line}", flush=True)):
         print(f"  {file}")
     return 0
 

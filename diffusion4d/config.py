@@ -8,6 +8,33 @@ import tyro
 
 
 @dataclasses.dataclass(frozen=True)
+class Animate:
+    """Let sampled hypotheses drive a mesh, and write it as an animation for Blender, three.js and any glTF viewer."""
+
+    mesh: tyro.conf.Positional[Path | None] = None
+    """Mesh that stands among the points of hypotheses.glb at its first instant: .glb (looks are kept), .gltf, .obj,
+    .off, .ply or .stl, in glTF's axes (x right, y up, z back). Without: the surface through these points."""
+    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for animated.glb, and ply; that of the hypotheses by default."""
+    hypotheses: str = "best"
+    """Which drive it, an animation each: best, all, or numbers such as 0,3,7."""
+    placed: str = "best"
+    """The hypothesis whose points the mesh stands among: best or a number. Others first carry it to theirs."""
+    blend: Literal["linear", "dual_quaternion"] = "linear"
+    """How a vertex mixes what its nodes do. glTF knows linear alone: dual_quaternion is for --ply."""
+    ply: bool = False
+    """Also write the mesh of every frame as PLY."""
+    video: Path | None = None
+    """Video of the hypotheses: its first frame is the looks of a surface that is made without a mesh."""
+    start: float = 0.0
+    """Seconds into the video, as given to `diffusion4d sample`."""
+    seconds: float | None = None
+    """Length of the animation; that of the clip by default."""
+
+
+@dataclasses.dataclass(frozen=True)
 class BuildPack:
     """Build a pack of actors (meshes that move) from folders of public sources, by a recipe."""
 
