@@ -1,42 +1,196 @@
-r"""`diffusion4d animate`: hypotheses drive a mesh, each in an animation of its own.
+"""From a folder of hypotheses and a mesh to a mesh that moves: what `diffusion4d animate` does.
 
-The mesh stands among the anchor-frame points g_n of one hypothesis (`placement`), which are the rest of the skeleton.
-Under hypothesis k it moves by
-
-    x' = Σ_n w_n(x) (R_n^k(u) (x − g_n) + p_n^k(u)),
-
-with p_n^k(u) that hypothesis' own points and R_n^k(u) the local rotation from the g around node n to the p^k(u) around
-it. So at the first instant the mesh is carried to the anchor shape of k, whose depths are its own, by the same map as
-ever after: there is no second mesh a hypothesis, and nothing of k's motion is measured against another's shape but the
-rest. For the hypothesis that the mesh was placed at, R = 1 and p = g at the first instant: it stays as it is.
-
-Shape letters:  K hypotheses   N points   V vertices   T frames   U instants
+A mesh lies in the first frame's shape, in the axes of hypotheses.glb. Every vertex hangs on the nodes nearest to it
+along the surface; what nodes do under a hypothesis, the surface does. The shape that it lies in is one for all
+hypotheses, the mean of theirs (`fields.motion.reference`, of all of them, whichever are chosen): each first carries the
+mesh to its own anchor shape.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float32, Float64
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
-from diffusion4d.export import ASSUMED_RATE, clock, staged
-from diffusion4d.export.gltf_mesh import MeshDocument, mesh_document, read_mesh_document
-from diffusion4d.export.gltf_scene import (
-    AXES,
-    camera,
-    median_depth,
-    require_animatable,
-    scene_extras,
-)
-from diffusion4d.export.joint_motion import joint_motion
-from diffusion4d.export.skinned_glb import JOINTS, Shot, skinned_glb
+from diffusion4d.export import ASSUMED_RATE, FILES, clock, staged
+from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
+from diffusion4d.export.ply import write_ply_sequence
+from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
+from diffusion4d.fields.graph import surface_distances
+from diffusion4d.fields.motion import graph_of, node_motion, reference
+from diffusion4d.fields.skinning import Skinning, skin
+from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.placement import anchor_nodes, chosen, require_near
-from diffusion4d.splines import BSpline
+from diffusion4d.surfaces.delaunay import anchor_surface
+from diffusion4d.surfaces.mesh import AXES, Mesh, read_mesh
+from diffusion4d.surfaces.texture import encoded, first_picture, textured
+
+FILE_NAME = "animated.glb"
+FOLDER = "ply"
+FAR = 0.25
+"""Diagonals of the nodes' box that half of a mesh's vertices may be away from the nearest node."""
+
+
+@dataclass(frozen=True, eq=False)
+class Animated:
+    """A mesh at rest, what carries it, and the hypotheses that do."""
+
+    document: MeshDocument
+    mesh: Mesh
+    """The document's triangles."""
+    skinning: Skinning
+    hypotheses: Hypotheses
+    """All that there are: the shape that the mesh lies in is the mean of them all."""
+    numbers: list[int]
+    """Those that drive it."""
+
+    @property
+    def driving(self) -> Hypotheses:
+        """The chosen ones alone."""
+        return self.hypotheses.select(torch.tensor(self.numbers))
+
+
+def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Write animated.glb, and the PLY files if they are asked for; returns what was written.
+
+    Raises:
+        UserError: hypotheses, mesh or video cannot be used; the message says which and why. Nothing new is left.
+    """
+    if config.blend != "linear" and not config.ply:
+        raise UserError(f"need --ply for --blend {config.blend}: a skin of glTF blends linearly")
+    animated = prepare(config)
+    beside = config.source if config.source.is_dir() else config.source.parent
+    out = config.out or beside
+    hyp, driving = animated.hypotheses, animated.driving
+    names = [f"hypothesis_{k:02d}" for k in animated.numbers]
+    rest, along = reference(hyp), graph_of(hyp)
+
+    def rotations(k: int, u: Float64[Tensor, "U"]) -> Tensor:
+        one = driving.select(torch.tensor([k]))
+        return node_motion(rest, one.evaluate(u)[0].transpose(0, 1), along).rotations
+
+    content = skinned_glb(
+        animated.document,
+        animated.skinning,
+        rest,
+        rotations,
+        driving,
+        seconds=length(config, beside, hyp),
+        names=names,
+    )
+    with staged(out, [FILE_NAME]) as stage:
+        (stage / FILE_NAME).write_bytes(content)
+    written = [out / FILE_NAME]
+    if config.ply:
+        points = torch.from_numpy(animated.mesh.vertices)
+        moved = stream(points, animated.skinning, hyp, config.blend, chosen=animated.numbers)
+        frames = (
+            (f"hypothesis_{k:02d}", span.start + i, animated.mesh.moved(vertices.numpy()))
+            for k, span, part in moved
+            for i, vertices in enumerate(part)
+        )
+        total = len(names) * hyp.num_frames
+        written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
+    return written
+
+
+def prepare(config: Animate) -> Animated:
+    """The mesh, skinned to the nodes of the hypotheses that were asked for.
+
+    Raises:
+        UserError: as `run`.
+    """
+    hyp = Hypotheses.load(config.source)
+    numbers = chosen(config.hypotheses, hyp)
+    if config.mesh is None:
+        document = document_of(own_surface(config, hyp))
+    elif config.mesh.suffix.lower() == ".glb":
+        document = read_document(config.mesh)
+    else:
+        document = document_of(read_mesh(config.mesh))
+    mesh, rest = document.mesh, reference(hyp).numpy()
+    require_near(mesh, rest)
+    distances = surface_distances(mesh.vertices, mesh.faces, rest)
+    # As many nodes as a file holds, so that weights are continuous there too, and PLY files show the same.
+    skinning = skin(torch.from_numpy(distances), JOINTS)
+    return Animated(document, mesh, skinning, hyp, numbers)
+
+
+def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
+    """The surface of the points themselves, with the looks of the video's frame if there is a video.
+
+    Raises:
+        UserError: no surface, or a video that cannot be used.
+    """
+    if config.video is None:
+        return anchor_surface(hypotheses)
+    image = first_picture(config.video, hypotheses, config.start)
+    small = _shrunk(image, hypotheses.size)
+    return textured(anchor_surface(hypotheses, small), hypotheses, encoded(image))
+
+
+def length(config: Animate, beside: Path, hypotheses: Hypotheses) -> float:
+    """Seconds of the animation: as asked, as summary.json beside the hypotheses has it, or by `ASSUMED_RATE`."""
+    if config.seconds is not None:
+        return config.seconds
+    try:
+        told = json.loads((beside / FILES[-1]).read_text(encoding="utf-8"))
+        found = float(told["hypotheses"]["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = float(np.ptp(clock(hypotheses, None)))
+    return found or 1 / ASSUMED_RATE
+
+
+def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
+    """Numbers of hypotheses out of "all", "best" or "0,3,7".
+
+    Raises:
+        UserError: anything else, or a number that there is not.
+    """
+    K = hypotheses.num_hypotheses
+    if which == "all":
+        return list(range(K))
+    if which == "best":
+        return [int(hypotheses.rank()[0])]
+    try:
+        numbers = [int(part) for part in which.split(",")]
+    except ValueError:
+        raise UserError(f"need all, best or numbers such as 0,3,7, got {which!r}") from None
+    if not all(0 <= k < K for k in numbers) or len(set(numbers)) != len(numbers):
+        raise UserError(f"need different hypotheses out of 0 … {K - 1}, got {which!r}")
+    return numbers
+
+
+def require_near(mesh: Mesh, rest: Float32[np.ndarray, "N 3"]) -> None:
+    """Raises UserError if the mesh lies elsewhere than the nodes."""
+    extent = float(np.linalg.norm(np.ptp(rest, axis=0)))
+    away = float(np.median(KDTree(rest).query(mesh.vertices)[0]))
+    if away > FAR * max(extent, 1e-12):
+        nodes, given = (_box(points * AXES) for points in (rest, mesh.vertices))
+        raise UserError(
+            f"need a mesh among the points of the first frame, which fill {nodes} in the axes of hypotheses.glb "
+            f"(x right, y up, z back), got one that fills {given}: half of it is {away:.3g} or more away from them, "
+            f"and {FAR * extent:.3g} is allowed"
+        )
+
+
+def _box(points: Float32[np.ndarray, "V 3"]) -> str:
+    low, high = points.min(0), points.max(0)
+    return " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(low, high, strict=True))
+
+
+def _shrunk(
+    image: Float32[np.ndarray, "rows columns 3"], size: tuple[int, int]
+) -> Float32[np.ndarray, "H W 3"]:
+    """The picture at (H, W) px."""
+    import cv2
+
+    shrunk = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, np.float32)

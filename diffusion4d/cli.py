@@ -1,4 +1,4 @@
-"""The command line: sample, animate, modes, train, train-encoder, evaluate, pack, doctor. Options are read off settings.
+"""The command line: a function for each command. Options are read off settings.
 
 Nothing heavy is imported before a command is chosen, so that help answers at once.
 """
@@ -105,8 +105,8 @@ def run(arguments: list[str]) -> int:
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Animate, tyro.conf.subcommand("animate")]
         | Annotated[FindModes, tyro.conf.subcommand("modes")]
+        | Annotated[Animate, tyro.conf.subcommand("animate")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -122,10 +122,10 @@ def run(arguments: list[str]) -> int:
         match command:
             case Sample():
                 return sample(command)
-            case Animate():
-                return animate(command)
             case FindModes():
                 return find_modes(command)
+            case Animate():
+                return animate(command)
             case Train():
                 return train(command)
             case TrainEncoder():
@@ -220,15 +220,6 @@ def sample(options: Sample) -> int:
     return 0
 
 
-def animate(options: "Animate") -> int:
-    """A mesh that hypotheses drive, to files."""
-    from diffusion4d import animate as driving
-
-    for file in driving.run(options, lambda line: print(f"  {line}", flush=True)):
-        print(f"  {file}")
-    return 0
-
-
 def find_modes(options: "FindModes") -> int:
     """Modes and clusters of hypotheses, to files beside them."""
     from diffusion4d import deformation
@@ -248,6 +239,17 @@ def find_modes(options: "FindModes") -> int:
     print(f"  clusters: {found.clusters.count}")
     for file in files.values():
         print(f"  {file}")
+    return 0
+
+
+def animate(config: "Animate") -> int:
+    """A dense surface under the hypotheses, to files."""
+    silence_libraries()
+    from diffusion4d import animate as animation
+
+    with staged_progress() as report:
+        for file in animation.run(config, lambda done, total: report("ply", done, total)):
+            print(f"  {file}")
     return 0
 
 

@@ -8,33 +8,6 @@ import tyro
 
 
 @dataclasses.dataclass(frozen=True)
-class Animate:
-    """Let sampled hypotheses drive a mesh, and write it as an animation for Blender, three.js and any glTF viewer."""
-
-    mesh: tyro.conf.Positional[Path | None] = None
-    """Mesh that stands among the points of hypotheses.glb at its first instant: .glb (looks are kept), .gltf, .obj,
-    .off, .ply or .stl, in glTF's axes (x right, y up, z back). Without: the surface through these points."""
-    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("out")
-    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder for animated.glb, and ply; that of the hypotheses by default."""
-    hypotheses: str = "best"
-    """Which drive it, an animation each: best, all, or numbers such as 0,3,7."""
-    placed: str = "best"
-    """The hypothesis whose points the mesh stands among: best or a number. Others first carry it to theirs."""
-    blend: Literal["linear", "dual_quaternion"] = "linear"
-    """How a vertex mixes what its nodes do. glTF knows linear alone: dual_quaternion is for --ply."""
-    ply: bool = False
-    """Also write the mesh of every frame as PLY."""
-    video: Path | None = None
-    """Video of the hypotheses: its first frame is the looks of a surface that is made without a mesh."""
-    start: float = 0.0
-    """Seconds into the video, as given to `diffusion4d sample`."""
-    seconds: float | None = None
-    """Length of the animation; that of the clip by default."""
-
-
-@dataclasses.dataclass(frozen=True)
 class BuildPack:
     """Build a pack of actors (meshes that move) from folders of public sources, by a recipe."""
 
@@ -66,6 +39,31 @@ class FindModes:
     """Length of the animation; the frames at 30 a second by default."""
     seed: int = 0
     """Of the noise that the hypotheses are compared with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Animate:
+    """Drive a dense surface by sampled hypotheses: a mesh of yours, or the surface of the points themselves."""
+
+    mesh: tyro.conf.Positional[Path | None] = None
+    """Mesh file (glb, whose looks are kept; obj, ply, …) placed where hypotheses.glb has its points in the first frame,
+    amid those of all hypotheses. Without one, the points' own surface."""
+    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for animated.glb; that of the hypotheses by default."""
+    hypotheses: str = "all"
+    """Which hypotheses: all, best, or their numbers, as 0,3,7."""
+    video: Path | None = None
+    """The clip, for the looks of the points' own surface."""
+    start: float = 0.0
+    """Seconds into the video where the clip starts."""
+    ply: bool = False
+    """Also a PLY file for every frame, in ply/hypothesis_00 …"""
+    blend: Literal["linear", "dual_quaternion", "additive"] = "linear"
+    """How nodes move the surface in the PLY files; skinned glTF is linear by definition."""
+    seconds: float | None = None
+    """Length of the animation; that of the clip by summary.json, or the frames at 30 a second."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 r"""hypotheses.glb: every hypothesis in one animated scene, exact between the frames too.
 
-Positions are CUBICSPLINE keys at the knots, in glTF's axes (`export.gltf_scene`).
+How curves become keys, and in what axes, is `export.gltf_motion`.
 
 What is in the file, and why:
 - `hypothesis_00` …: a node each, so that a viewer's outliner shows and hides it as a whole; its seed,
@@ -22,26 +22,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
-from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, pack
-from diffusion4d.export.gltf_scene import (
+from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, linear_light, pack
+from diffusion4d.export.gltf_motion import (
     AXES,
+    add_cameras,
     animate,
-    animate_camera,
     camera,
-    camera_node,
-    camera_times,
-    median_depth,
-    require_animatable,
+    keyframes,
+    require_playable,
     scene_extras,
-    spline_keys,
 )
 from diffusion4d.export.palette import colours
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.splines import BSpline
 
 TRAIL_SAMPLES = 32
 """Vertices of one drawn path."""
@@ -79,11 +75,10 @@ def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None =
         names = [f"hypothesis_{k:02d}" for k in range(hypotheses.num_hypotheses)]
     if len(names) != hypotheses.num_hypotheses:
         raise UserError(f"need {hypotheses.num_hypotheses} names, got {len(names)}")
-    require_animatable(hypotheses.degree, seconds)
+    require_playable(hypotheses, seconds)
     buffer = Buffer()
-    ctrl = hypotheses.control_points.double()
-    keys, outputs = spline_keys(BSpline(ctrl, hypotheses.knots, hypotheses.degree), seconds)
-    scale = median_depth(hypotheses)
+    keys, outputs = keyframes(hypotheses, seconds)
+    scale = float(hypotheses.camera_points()[..., 2].median().abs().clamp_min(1e-3))
     document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "diffusion4d"},
         "extensionsUsed": ["KHR_materials_unlit"],
@@ -100,7 +95,7 @@ def glb(hypotheses: Hypotheses, *, seconds: float, names: Sequence[str] | None =
     time = buffer.add(keys, bounds=True)
     curves = buffer.add_each(outputs.reshape(-1, *outputs.shape[2:]))
     _hypothesis_nodes(hypotheses, names, document, time, curves, outputs[:, :, 1])
-    _camera_nodes(hypotheses, names, document, buffer, seconds)
+    add_cameras(hypotheses, names, document, buffer, seconds)
     return pack(document, buffer)
 
 
@@ -126,7 +121,7 @@ def _meshes(
     segments = buffer.add(np.stack([first, first + 1], -1).ravel(), INDICES)
     meshes = []
     for k, (name, colour) in enumerate(zip(names, colours(hyp), strict=True)):
-        linear = _linear(colour)
+        linear = linear_light(colour).tolist()
         materials += [
             {
                 "name": name,
@@ -189,29 +184,6 @@ def _hypothesis_nodes(
             animate(animation, first_point + n, "translation", sampler)
 
 
-def _camera_nodes(
-    hyp: Hypotheses, names: Sequence[str], document: dict[str, Any], buffer: Buffer, seconds: float
-) -> None:
-    """One camera for all hypotheses; and one for each, below its node, where they differ."""
-    nodes, animation = document["nodes"], document["animations"][0]
-    shared, moves = hyp.extrinsics.ndim == 3, hyp.frame == "world"
-    times = camera_times(hyp, buffer, seconds)
-
-    def add(name: str, path_T44: Float[torch.Tensor, "T 4 4"]) -> int:
-        nodes.append(camera_node(name, path_T44 if moves else None))
-        if times is not None:
-            animate_camera(animation, len(nodes) - 1, path_T44, buffer, times)
-        return len(nodes) - 1
-
-    first = add("camera", hyp.extrinsics if shared else hyp.extrinsics[hyp.rank()[0]])
-    document["scenes"][0]["nodes"].append(first)
-    if shared or not moves:
-        return
-    parents = {node["name"]: node for node in nodes}
-    for name, path_T44 in zip(names, hyp.extrinsics, strict=True):
-        parents[name]["children"].append(add(f"{name}_camera", path_T44))
-
-
 def _icosahedron() -> tuple[np.ndarray, np.ndarray]:
     """Unit vertices [12, 3] and outward faces [60]: round enough under smooth normals, and few."""
     golden = (1 + math.sqrt(5)) / 2
@@ -226,8 +198,3 @@ def _icosahedron() -> tuple[np.ndarray, np.ndarray]:
     ]
     outward = [f if np.linalg.det(vertices[list(f)]) > 0 else (f[0], f[2], f[1]) for f in faces]
     return vertices / np.linalg.norm(vertices[0]), np.array(outward, np.uint16).ravel()
-
-
-def _linear(srgb: np.ndarray) -> list[float]:
-    """glTF's factors are linear light (IEC 61966-2-1)."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).tolist()

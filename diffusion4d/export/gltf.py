@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _COMPONENT = {np.dtype(np.float32): 5126, np.dtype(np.uint16): 5123, np.dtype(np.uint32): 5125}
-_TYPE = {(): "SCALAR", (2,): "VEC2", (3,): "VEC3", (4,): "VEC4", (16,): "MAT4"}
+_TYPE = {(): "SCALAR", (2,): "VEC2", (3,): "VEC3", (4,): "VEC4", (4, 4): "MAT4"}
 VERTICES, INDICES = 34962, 34963
 """Buffer-view targets; None for animation data, which no GPU buffer holds."""
 
@@ -41,6 +41,10 @@ class Buffer:
         )
         self.views.append(view)
         return len(self.views) - 1
+
+    def bytes(self, content: bytes) -> int:
+        """Append a file as it is, such as an image; returns the index of its view."""
+        return self.view(np.frombuffer(content, np.uint8))
 
     def accessor(
         self, view: int, array: np.ndarray, byte_offset: int = 0, *, bounds: bool = False
@@ -88,3 +92,8 @@ def pack(document: dict[str, Any], buffer: Buffer) -> bytes:
     chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
     chunks += struct.pack("<II", len(binary), 0x004E4942) + binary
     return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
+
+
+def linear_light(srgb: np.ndarray) -> np.ndarray:
+    """Colours as glTF's factors and vertices have them (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

@@ -1,4 +1,4 @@
-r"""A glTF document whose meshes are to be skinned: a user's own file kept as it is, or one made of arrays.
+r"""A glTF document whose meshes are to be skinned: a user's own file kept as it is, or one made of a `Mesh`.
 
 Everything a file holds stays: materials, textures and images, normals, tangents, texture coordinates, colours,
 extensions. What is read off it is where its vertices stand in the scene,
@@ -12,19 +12,18 @@ Shape letters:  V vertices   F triangles
 
 import json
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from diffusion4d.errors import UserError
-from diffusion4d.export.gltf import INDICES, VERTICES, Buffer
+from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, linear_light
+from diffusion4d.surfaces.mesh import AXES, Mesh
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
-"""Files that `read_mesh_document` takes; those but .glb are read by trimesh."""
+_TRIANGLES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,9 @@ class Part:
     """W_node, from the primitive's own coordinates into the scene."""
     points: Float64[np.ndarray, "V 3"]
     """Vertices in the scene, in glTF's axes."""
+    faces: Int64[np.ndarray, "F 3"]
+    colours: Float32[np.ndarray, "V 3"] | None = None
+    """Linear light, as glTF has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,118 +50,36 @@ class MeshDocument:
     parts: tuple[Part, ...]
 
     @property
-    def points(self) -> Float64[np.ndarray, "V 3"]:
-        """All parts' vertices, one after the other."""
-        return np.concatenate([part.points for part in self.parts])
+    def mesh(self) -> Mesh:
+        """All parts' triangles as one, in OpenCV's axes, with colours of the vertices if all parts have them.
+
+        Raises:
+            UserError: no triangle, or vertices that are not finite.
+        """
+        start = np.cumsum([0, *(len(part.points) for part in self.parts)])
+        faces = [part.faces + first for part, first in zip(self.parts, start[:-1], strict=True)]
+        points = np.concatenate([part.points for part in self.parts])
+        colours = [part.colours for part in self.parts if part.colours is not None]
+        return Mesh(
+            (points * AXES).astype(np.float32),
+            np.concatenate(faces),
+            srgb(np.concatenate(colours)) if len(colours) == len(self.parts) else None,
+        )
 
 
-def read_mesh_document(path: Path) -> MeshDocument:
-    """A file with meshes, its scene's units and axes taken as they are.
+def read_document(path: Path) -> MeshDocument:
+    """The meshes of a .glb file's scene, which are taken to stand where they should.
 
     Raises:
-        UserError: no such file, not a format of `SUFFIXES`, no mesh in it, or a skin; a package is missing.
+        UserError: no such file, not a glTF 2.0 file with triangles and all its data inside, or one with a skin;
+            pygltflib is missing.
     """
     if not path.is_file():
         raise UserError(f"no mesh at {path}")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"need a mesh of {', '.join(SUFFIXES)}, got {path.name}")
-    if suffix == ".glb":
-        return _parsed(path, path)
-    with tempfile.TemporaryDirectory() as folder:
-        converted = Path(folder) / "mesh.glb"
-        converted.write_bytes(_converted(path))
-        return _parsed(converted, path)
-
-
-def mesh_document(
-    vertices: Float[np.ndarray, "V 3"],
-    faces: Int64[np.ndarray, "F 3"],
-    *,
-    uv: Float[np.ndarray, "V 2"] | None = None,
-    picture: bytes | None = None,
-    colours: Float[np.ndarray, "V 3"] | None = None,
-) -> MeshDocument:
-    """A document of one mesh, given in glTF's axes.
-
-    Args:
-        uv: texture coordinates, (0, 0) the picture's upper left corner.
-        picture: a JPEG or PNG file; it is shown as it is, without lights, which are already in it.
-        colours: linear light in [0, 1], for want of a picture.
-    """
-    buffer = Buffer()
-    attributes = {"POSITION": buffer.add(vertices.astype(np.float32), VERTICES, bounds=True)}
-    material: dict[str, Any] = {
-        "name": "surface",
-        "doubleSided": True,
-        "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
-    }
-    tree: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": "diffusion4d"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"name": "surface", "mesh": 0}],
-        "materials": [material],
-    }
-    if uv is not None and picture is not None:
-        attributes["TEXCOORD_0"] = buffer.add(uv.astype(np.float32), VERTICES)
-        kind = "image/png" if picture[:4] == b"\x89PNG" else "image/jpeg"
-        view = buffer.view(np.frombuffer(picture, np.uint8))
-        tree["images"] = [{"bufferView": view, "mimeType": kind}]
-        # Clamped: beyond the picture's edge is its edge, not the other side.
-        tree["samplers"] = [{"wrapS": 33071, "wrapT": 33071}]
-        tree["textures"] = [{"source": 0, "sampler": 0}]
-        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
-        material["extensions"] = {"KHR_materials_unlit": {}}
-        tree["extensionsUsed"] = ["KHR_materials_unlit"]
-    else:
-        attributes["NORMAL"] = buffer.add(vertex_normals(vertices, faces), VERTICES)
-        if colours is not None:
-            attributes["COLOR_0"] = buffer.add(colours.astype(np.float32), VERTICES)
-    indices = buffer.add(faces.astype(np.uint32).ravel(), INDICES)
-    primitive = {"attributes": attributes, "indices": indices, "material": 0}
-    tree["meshes"] = [{"name": "surface", "primitives": [primitive]}]
-    tree |= {"bufferViews": buffer.views, "accessors": buffer.accessors}
-    part = Part(0, 0, np.eye(4), vertices.astype(np.float64))
-    return MeshDocument(tree, bytes(buffer.data), (part,))
-
-
-def vertex_normals(
-    vertices: Float[np.ndarray, "V 3"], faces: Int64[np.ndarray, "F 3"]
-) -> Float32[np.ndarray, "V 3"]:
-    """Unit normals, of the triangles around each vertex by their area; (0, 0, 1) where there are none."""
-    corner = vertices[faces].astype(np.float64)
-    across = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    normal = np.zeros(vertices.shape)
-    np.add.at(normal, faces, across[:, None])
-    length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    normal = np.where(length > 0, normal / np.maximum(length, 1e-300), [0.0, 0.0, 1.0])
-    return normal.astype(np.float32)
-
-
-def _converted(path: Path) -> bytes:
-    """Any mesh that trimesh reads, as GLB."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise UserError(
-            f"reading {path.suffix} takes trimesh: pip install 'diffusion4d[surfaces]'"
-        ) from error
-    try:
-        content: Any = trimesh.load_scene(path).export(file_type="glb")
-    except Exception as error:
-        # trimesh passes on whatever its parsers raised.
-        raise UserError(f"need a mesh that trimesh reads, got {path}: {error}") from error
-    return content
-
-
-def _parsed(path: Path, shown: Path) -> MeshDocument:
     try:
         import pygltflib  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            "reading a mesh takes pygltflib: pip install 'diffusion4d[surfaces]'"
-        ) from error
+        raise UserError("reading .glb takes pygltflib: pip install 'diffusion4d[train]'") from error
     from diffusion4d.data.animated_glb import placed_nodes
     from diffusion4d.data.gltf_file import GltfFile
 
@@ -167,7 +87,7 @@ def _parsed(path: Path, shown: Path) -> MeshDocument:
         file = GltfFile(path)
         skeleton, place = placed_nodes(file)
         tree, data = _chunks(path)
-        if len(tree.get("buffers", [])) > 1 or any("uri" in b for b in tree.get("buffers", [])):
+        if any("uri" in b for b in tree.get("buffers", [])):
             raise ValueError("need a file with all its data inside")
         if any("skin" in node for node in tree.get("nodes", [])):
             raise ValueError(
@@ -178,16 +98,75 @@ def _parsed(path: Path, shown: Path) -> MeshDocument:
         world = {source: matrices[number] for source, number in place.items()}
         parts = []
         for node, matrix in _lifted(tree, world):
-            for index, primitive in enumerate(
-                tree["meshes"][tree["nodes"][node]["mesh"]]["primitives"]
-            ):
-                own = file.accessor(primitive["attributes"].get("POSITION")).astype(np.float64)
-                parts.append(Part(node, index, matrix, own @ matrix[:3, :3].T + matrix[:3, 3]))
-        if not sum(len(part.points) for part in parts):
-            raise ValueError("need a mesh, got none in its scene")
+            primitives = tree["meshes"][tree["nodes"][node]["mesh"]]["primitives"]
+            for index, primitive in enumerate(primitives):
+                parts.append(_part(file, node, index, primitive, matrix))
+        if not sum(len(part.faces) for part in parts):
+            raise ValueError("need triangles, got none in its scene")
     except (ValueError, struct.error) as error:
-        raise UserError(f"cannot use {shown}: {error}") from error
+        raise UserError(f"{path} is not a mesh that can be animated: {error}") from error
     return MeshDocument(tree, data, tuple(parts))
+
+
+def document_of(mesh: Mesh) -> MeshDocument:
+    """A document of one mesh. A texture is shown as it is, without lights, which a photograph already has."""
+    buffer = Buffer()
+    points = mesh.vertices * AXES
+    attributes = {"POSITION": buffer.add(points.astype(np.float32), VERTICES, bounds=True)}
+    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.8}
+    material = {"name": "surface", "doubleSided": True, "pbrMetallicRoughness": surface}
+    tree: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "diffusion4d"},
+        "scene": 0,
+        "scenes": [{"name": "diffusion4d", "nodes": [0]}],
+        "nodes": [{"name": "surface", "mesh": 0}],
+        "materials": [material],
+    }
+    if mesh.texture is not None and mesh.uv is not None:
+        attributes["TEXCOORD_0"] = buffer.add(mesh.uv, VERTICES)
+        kind = "image/png" if mesh.texture[:4] == b"\x89PNG" else "image/jpeg"
+        tree["images"] = [{"bufferView": buffer.bytes(mesh.texture), "mimeType": kind}]
+        tree["textures"] = [{"source": 0}]
+        surface["baseColorTexture"] = {"index": 0}
+    attributes["NORMAL"] = buffer.add((mesh.normals * AXES).astype(np.float32), VERTICES)
+    if mesh.colours is not None and mesh.texture is None:
+        attributes["COLOR_0"] = buffer.add(linear_light(mesh.colours).astype(np.float32), VERTICES)
+    if mesh.colours is not None or mesh.texture is not None:
+        material["extensions"] = {"KHR_materials_unlit": {}}
+        tree["extensionsUsed"] = ["KHR_materials_unlit"]
+    indices = buffer.add(mesh.faces.astype(np.uint32).ravel(), INDICES)
+    primitive = {"attributes": attributes, "indices": indices, "material": 0}
+    tree["meshes"] = [{"name": "surface", "primitives": [primitive]}]
+    tree |= {"bufferViews": buffer.views, "accessors": buffer.accessors}
+    part = Part(0, 0, np.eye(4), points.astype(np.float64), mesh.faces)
+    return MeshDocument(tree, bytes(buffer.data), (part,))
+
+
+def srgb(linear: Float32[np.ndarray, "V 3"]) -> Float32[np.ndarray, "V 3"]:
+    """Back from `linear_light` (IEC 61966-2-1)."""
+    light = linear.clip(0, 1)
+    curved = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return curved.astype(np.float32)
+
+
+def _part(
+    file: Any, node: int, index: int, primitive: dict[str, Any], matrix: Float64[np.ndarray, "4 4"]
+) -> Part:
+    given = primitive["attributes"]
+    own = file.accessor(given.get("POSITION")).astype(np.float64)
+    corners = np.arange(len(own))
+    if "indices" in primitive:
+        corners = file.accessor(primitive["indices"])[:, 0]
+    if primitive.get("mode", _TRIANGLES) != _TRIANGLES:
+        # Lines, points and strips are carried too, but say nothing of the surface.
+        corners = corners[:0]
+    if len(corners) % 3 or (len(corners) and not 0 <= corners.min() <= corners.max() < len(own)):
+        raise ValueError(f"need three corners a triangle among {len(own)} vertices")
+    colours = None
+    if "COLOR_0" in given:
+        colours = file.accessor(given["COLOR_0"])[:, :3].astype(np.float32)
+    points = own @ matrix[:3, :3].T + matrix[:3, 3]
+    return Part(node, index, matrix, points, corners.reshape(-1, 3).astype(np.int64), colours)
 
 
 def _lifted(

@@ -1,0 +1,146 @@
+r"""How nodes move: places and local rotations, out of a reference shape.
+
+A node's rotation is the one that carries the edges to its neighbours best (orthogonal Procrustes),
+
+    R_i = argmin_{R ∈ SO(3)} Σ_j w_ij ‖(p_j − p_i) − R (g_j − g_i)‖² + λ s_i Σ_j w_ij ‖R − R_j‖²
+
+with w_ij = exp(−D_ij² / 2 σ²), s_i = Σ_j w_ij |g_j − g_i|² (Levi & Gotsman 2015, "Smooth rotation enhanced ARAP",
+eq. 3). The second term, over a few passes that start from the rotation of all nodes together, decides what edges leave
+open: neighbours on a line do not say how they turn about it, and a single one says less still. So R is always proper.
+
+The reference is one shape for all hypotheses, the mean of the anchor frame, though each hypothesis has an anchor
+shape of its own: g is the name of a material point, and x ↦ x' takes the surface at rest to where hypothesis k has it
+at u, at the anchor's own time as well. So one mesh, skinned once, is driven by every hypothesis.
+
+Shape letters:  N nodes   J neighbours   B hypotheses and instants (any leading axes)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import roma
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion4d.fields.graph import node_distances
+from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.splines import BSpline
+
+NEIGHBOURS = 8
+SMOOTH = 0.1
+"""λ."""
+PASSES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class NodeMotion:
+    """Nodes at rest, and where and how turned they are at B.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+
+    rest: Float[Tensor, "N 3"]
+    positions: Float[Tensor, "*B N 3"]
+    rotations: Float[Tensor, "*B N 3 3"]
+    """Proper; what is turned is the surface about the node."""
+
+    def __post_init__(self) -> None:
+        if self.rotations.shape != (*self.positions.shape, 3):
+            got = f"{list(self.positions.shape)} and {list(self.rotations.shape)}"
+            raise ValueError(f"need positions [*B, N, 3] and rotations [*B, N, 3, 3], got {got}")
+        if self.positions.shape[-2:] != self.rest.shape:
+            got = f"{list(self.rest.shape)} and {list(self.positions.shape)}"
+            raise ValueError(f"need rest [N, 3] and positions [*B, N, 3], got {got}")
+
+    @property
+    def offsets(self) -> Float[Tensor, "*B N 3"]:
+        """t of x ↦ R x + t."""
+        return self.positions - (self.rotations @ self.rest[..., None]).squeeze(-1)
+
+
+def node_motion(
+    rest: Float[Tensor, "N 3"],
+    positions: Float[Tensor, "*B N 3"],
+    along: Float[Tensor, "N N"] | None = None,
+    *,
+    neighbours: int = NEIGHBOURS,
+    smooth: float = SMOOTH,
+    passes: int = PASSES,
+) -> NodeMotion:
+    """Local rotations of moving nodes.
+
+    Args:
+        along: distances over the node graph; out of the rest shape by default.
+        neighbours: J, fewer where there are fewer nodes.
+    """
+    N = len(rest)
+    if N == 1:
+        return NodeMotion(rest, positions, _eye(rest).expand(*positions.shape, 3))
+    if along is None:
+        along = torch.from_numpy(node_distances(rest.double().cpu().numpy())).to(rest)
+    near_NJ, weight_NJ = _neighbours(along.to(rest), min(neighbours, N - 1))
+    edge_NJ3 = rest[near_NJ] - rest[:, None]
+    size_N = (weight_NJ * edge_NJ3.square().sum(-1)).sum(1)
+    floor = 1e-6 * size_N.mean().clamp_min(1e-30)
+    centred = positions - positions.mean(-2, keepdim=True)
+    whole = torch.einsum("...ni,nj->...ij", centred, rest - rest.mean(0))
+    # A body that is a point or a line leaves its turn open: the identity then decides.
+    whole = whole + 1e-4 * (rest - rest.mean(0)).square().sum().clamp_min(1e-30) * _eye(whole)
+    turned = _proper(whole)[..., None, :, :].expand(*positions.shape, 3)
+    moved = positions[..., near_NJ, :] - positions[..., None, :]
+    edges = torch.einsum("nj,...nji,njk->...nik", weight_NJ, moved, edge_NJ3)
+    for _ in range(passes):
+        like = torch.einsum("nj,...njik->...nik", weight_NJ, turned[..., near_NJ, :, :])
+        turned = _proper(edges + (smooth * size_N + floor)[:, None, None] * like)
+    return NodeMotion(rest, positions, turned)
+
+
+def reference(hypotheses: Hypotheses) -> Float[Tensor, "N 3"]:
+    """The shape that surfaces are placed on: the mean over the hypotheses in the first frame, in their own frame."""
+    return hypotheses.mean[:, 0]
+
+
+def motion_of(
+    hypotheses: Hypotheses,
+    instants: Float[Tensor, "I"] | None = None,
+    chosen: Sequence[int] | slice = slice(None),
+) -> NodeMotion:
+    """Nodes of some hypotheses at clip times u, B = (K, I); the graph is that of the mean motion.
+
+    Raises:
+        ValueError: some u lies outside the knots.
+    """
+    rest = reference(hypotheses)
+    u = hypotheses.times if instants is None else instants
+    ctrl = hypotheses.control_points[chosen]
+    curves = BSpline(ctrl, hypotheses.knots, hypotheses.degree)
+    positions = curves.evaluate(u.double().to(ctrl.device)).transpose(1, 2)
+    return node_motion(rest, positions, graph_of(hypotheses))
+
+
+def graph_of(hypotheses: Hypotheses) -> Float[Tensor, "N N"]:
+    """Distances over the node graph of the mean motion."""
+    mean_TN3 = hypotheses.mean.transpose(0, 1).double().cpu().numpy()
+    along = node_distances(mean_TN3[0], mean_TN3)
+    return torch.from_numpy(along.astype(np.float32)).to(hypotheses.control_points)
+
+
+def _neighbours(along: Float[Tensor, "N N"], count: int) -> tuple[Tensor, Float[Tensor, "N J"]]:
+    off = along.clone()
+    off.fill_diagonal_(torch.inf)
+    near, indices = off.topk(count, dim=1, largest=False)
+    width = near.mean(1, keepdim=True).clamp_min(1e-12)
+    return indices, torch.exp(-0.5 * (near / width).square())
+
+
+def _proper(products: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
+    """The rotation with the largest product."""
+    return cast("Tensor", roma.special_procrustes(products))
+
+
+def _eye(like: Tensor) -> Float[Tensor, "3 3"]:
+    return torch.eye(3, dtype=like.dtype, device=like.device)

@@ -1,0 +1,1 @@
+"""From the points of the anchor frame to something that can be drawn."""
