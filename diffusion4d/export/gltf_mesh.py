@@ -128,17 +128,18 @@ def document_of(mesh: Mesh) -> MeshDocument:
         tree["images"] = [{"bufferView": buffer.bytes(mesh.texture), "mimeType": kind}]
         tree["textures"] = [{"source": 0}]
         surface["baseColorTexture"] = {"index": 0}
+    colours = None if mesh.colours is None else linear_light(mesh.colours).astype(np.float32)
     attributes["NORMAL"] = buffer.add((mesh.normals * AXES).astype(np.float32), VERTICES)
-    if mesh.colours is not None and mesh.texture is None:
-        attributes["COLOR_0"] = buffer.add(linear_light(mesh.colours).astype(np.float32), VERTICES)
-    if mesh.colours is not None or mesh.texture is not None:
+    if colours is not None and mesh.texture is None:
+        attributes["COLOR_0"] = buffer.add(colours, VERTICES)
+    if colours is not None or mesh.texture is not None:
         material["extensions"] = {"KHR_materials_unlit": {}}
         tree["extensionsUsed"] = ["KHR_materials_unlit"]
     indices = buffer.add(mesh.faces.astype(np.uint32).ravel(), INDICES)
     primitive = {"attributes": attributes, "indices": indices, "material": 0}
     tree["meshes"] = [{"name": "surface", "primitives": [primitive]}]
     tree |= {"bufferViews": buffer.views, "accessors": buffer.accessors}
-    part = Part(0, 0, np.eye(4), points.astype(np.float64), mesh.faces)
+    part = Part(0, 0, np.eye(4), points.astype(np.float64), mesh.faces, colours)
     return MeshDocument(tree, bytes(buffer.data), (part,))
 
 
