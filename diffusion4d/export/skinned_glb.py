@@ -162,17 +162,16 @@ def _animations(
     scores = hyp.scores().tolist()
     found = []
     for k, name in enumerate(names):
-        turned = turns(lambda at, k=k: rotations(k, at), u, seconds)
         extras: dict[str, Any] = {"seed": int(hyp.seeds[k])}
         if np.isfinite(scores[k]):
             extras["reprojection_px_at_256"] = scores[k]
         animation: dict[str, Any] = {"name": name, "samplers": [], "channels": [], "extras": extras}
-        for path, at, curves in (
-            ("translation", time, outputs[k]),
-            ("rotation", buffer.add(turned.times, bounds=True), turned.curves),
-        ):
-            for joint, curve in zip(joints, buffer.add_each(curves), strict=True):
+        ways = [("translation", np.arange(len(joints)), time, outputs[k])]
+        for some in turns(lambda at, k=k: rotations(k, at), u, seconds):
+            ways.append(("rotation", some.nodes, buffer.add(some.times, bounds=True), some.curves))
+        for path, numbers, at, curves in ways:
+            for n, curve in zip(numbers, buffer.add_each(curves), strict=True):
                 sampler = {"input": at, "interpolation": "CUBICSPLINE", "output": curve}
-                animate(animation, joint, path, sampler)
+                animate(animation, joints[n], path, sampler)
         found.append(animation)
     return found
