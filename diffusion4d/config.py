@@ -42,6 +42,22 @@ class FindModes:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """Look at sampled hypotheses in the browser: play, compare, colour, pick points, keep and reject."""
+
+    folder: tyro.conf.Positional[Path] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    video: Path | None = None
+    """The clip that was sampled; the one that summary.json names by default."""
+    html: Path | None = None
+    """Write the page to this file, which needs no server, instead of serving it."""
+    port: int = 8484
+    """On this machine's own address; 0 takes a free one."""
+    browse: bool = True
+    """Open the browser."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Animate:
     """Drive a dense surface by sampled hypotheses: a mesh of yours, or the surface of the points themselves."""
 
