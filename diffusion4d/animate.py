@@ -24,7 +24,7 @@ from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_documen
 from diffusion4d.export.ply import write_ply_sequence
 from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
 from diffusion4d.fields.graph import surface_distances
-from diffusion4d.fields.motion import graph_of, node_motion, reference
+from diffusion4d.fields.motion import Rest, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
@@ -33,7 +33,7 @@ from diffusion4d.surfaces.mesh import AXES, Mesh, read_mesh
 from diffusion4d.surfaces.texture import encoded, first_picture, textured
 
 FILE_NAME = "animated.glb"
-FOLDER = "ply"
+FOLDER = "animated"
 FAR = 0.25
 """Diagonals of the nodes' box that half of a mesh's vertices may be away from the nearest node."""
 
@@ -46,15 +46,12 @@ class Animated:
     mesh: Mesh
     """The document's triangles."""
     skinning: Skinning
+    rest: Rest
+    """Of all the hypotheses in the folder."""
     hypotheses: Hypotheses
-    """All that there are: the shape that the mesh lies in is the mean of them all."""
-    numbers: list[int]
     """Those that drive it."""
-
-    @property
-    def driving(self) -> Hypotheses:
-        """The chosen ones alone."""
-        return self.hypotheses.select(torch.tensor(self.numbers))
+    numbers: list[int]
+    """Of these in the folder they came from."""
 
 
 def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> list[Path]:
@@ -68,20 +65,18 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     animated = prepare(config)
     beside = config.source if config.source.is_dir() else config.source.parent
     out = config.out or beside
-    hyp, driving = animated.hypotheses, animated.driving
+    hyp, rest = animated.hypotheses, animated.rest
     names = [f"hypothesis_{k:02d}" for k in animated.numbers]
-    rest, along = reference(hyp), graph_of(hyp)
 
     def rotations(k: int, u: Float64[Tensor, "U"]) -> Tensor:
-        one = driving.select(torch.tensor([k]))
-        return node_motion(rest, one.evaluate(u)[0].transpose(0, 1), along).rotations
+        return motion_of(hyp.select(torch.tensor([k])), rest, u).rotations[0]
 
     content = skinned_glb(
         animated.document,
         animated.skinning,
-        rest,
+        rest.places,
         rotations,
-        driving,
+        hyp,
         seconds=length(config, beside, hyp),
         names=names,
     )
@@ -90,9 +85,9 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     written = [out / FILE_NAME]
     if config.ply:
         points = torch.from_numpy(animated.mesh.vertices)
-        moved = stream(points, animated.skinning, hyp, config.blend, chosen=animated.numbers)
+        moved = stream(points, animated.skinning, hyp, rest, config.blend)
         frames = (
-            (f"hypothesis_{k:02d}", span.start + i, animated.mesh.moved(vertices.numpy()))
+            (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
             for k, span, part in moved
             for i, vertices in enumerate(part)
         )
@@ -107,20 +102,20 @@ def prepare(config: Animate) -> Animated:
     Raises:
         UserError: as `run`.
     """
-    hyp = Hypotheses.load(config.source)
-    numbers = chosen(config.hypotheses, hyp)
+    every = Hypotheses.load(config.source)
+    numbers = chosen(config.hypotheses, every)
     if config.mesh is None:
-        document = document_of(own_surface(config, hyp))
+        document = document_of(own_surface(config, every))
     elif config.mesh.suffix.lower() == ".glb":
         document = read_document(config.mesh)
     else:
         document = document_of(read_mesh(config.mesh))
-    mesh, rest = document.mesh, reference(hyp).numpy()
-    require_near(mesh, rest)
-    distances = surface_distances(mesh.vertices, mesh.faces, rest)
+    mesh, rest = document.mesh, reference(every)
+    require_near(mesh, rest.places.numpy())
+    distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
     # As many nodes as a file holds, so that weights are continuous there too, and PLY files show the same.
     skinning = skin(torch.from_numpy(distances), JOINTS)
-    return Animated(document, mesh, skinning, hyp, numbers)
+    return Animated(document, mesh, skinning, rest, every.select(torch.tensor(numbers)), numbers)
 
 
 def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
@@ -132,8 +127,17 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     if config.video is None:
         return anchor_surface(hypotheses)
     image = first_picture(config.video, hypotheses, config.start)
-    small = _shrunk(image, hypotheses.size)
-    return textured(anchor_surface(hypotheses, small), hypotheses, encoded(image))
+    surface = anchor_surface(hypotheses, _shrunk(image, hypotheses.size))
+    return textured(surface, hypotheses, encoded(image))
+
+
+def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
+    """The video's first frame at the size of the hypotheses; None without a video.
+
+    Raises:
+        UserError: the video cannot be read, or has another shape.
+    """
+    return None if video is None else _shrunk(first_picture(video, hypotheses), hypotheses.size)
 
 
 def length(config: Animate, beside: Path, hypotheses: Hypotheses) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Animate,
         BuildPack,
         Evaluate,
+        Export,
         FindModes,
         Train,
         TrainEncoder,
@@ -113,6 +114,7 @@ def run(arguments: list[str]) -> int:
         Animate,
         BuildPack,
         Evaluate,
+        Export,
         FindModes,
         Train,
         TrainEncoder,
@@ -124,6 +126,7 @@ def run(arguments: list[str]) -> int:
         | Annotated[FindModes, tyro.conf.subcommand("modes")]
         | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Animate, tyro.conf.subcommand("animate")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -145,6 +148,8 @@ def run(arguments: list[str]) -> int:
                 return view(command)
             case Animate():
                 return animate(command)
+            case Export():
+                return export(command)
             case Train():
                 return train(command)
             case TrainEncoder():
@@ -277,6 +282,17 @@ def animate(config: "Animate") -> int:
 
     with staged_progress() as report:
         for file in animation.run(config, lambda done, total: report("ply", done, total)):
+            print(f"  {file}")
+    return 0
+
+
+def export(config: "Export") -> int:
+    """Hypotheses in the formats of other tools."""
+    silence_libraries()
+    from diffusion4d.export import command
+
+    with staged_progress() as report:
+        for file in command.run(config, report):
             print(f"  {file}")
     return 0
 

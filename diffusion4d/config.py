@@ -58,6 +58,24 @@ class View:
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+    """Write sampled hypotheses in the formats of other tools, beside the files of `diffusion4d sample`."""
+
+    folder: tyro.conf.Positional[Path] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    formats: tuple[
+        Literal["ply", "usd", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"], ...
+    ] = ("usd", "tapvid3d")
+    """PLY and 3D Gaussian PLY of every frame, USD of all, or one trajectory a point in a tracker's npz."""
+    hypotheses: str = "best"
+    """Which: best, mean, all, or their numbers, as 0,3,7."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder to write into; that of the hypotheses by default."""
+    video: Path | None = None
+    """The clip, for the colours of the Gaussians."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Animate:
     """Drive a dense surface by sampled hypotheses: a mesh of yours, or the surface of the points themselves."""
 
@@ -75,7 +93,7 @@ class Animate:
     start: float = 0.0
     """Seconds into the video where the clip starts."""
     ply: bool = False
-    """Also a PLY file for every frame, in ply/hypothesis_00 …"""
+    """Also a PLY file for every frame, in animated/hypothesis_00 …"""
     blend: Literal["linear", "dual_quaternion", "additive"] = "linear"
     """How nodes move the surface in the PLY files; skinned glTF is linear by definition."""
     seconds: float | None = None

@@ -47,7 +47,7 @@ def _ours(z_up: np.ndarray) -> np.ndarray:
 
 def _ball(hyp: Hypotheses, path: Path) -> Path:
     """A mesh among the points of the first frame, in the axes of files."""
-    rest = reference(hyp).numpy() * FLIP
+    rest = reference(hyp).places.numpy() * FLIP
     ball = trimesh.creation.icosphere(2, 0.3)
     ball.apply_translation(rest.mean(0))
     ball.visual.vertex_colors = np.tile([200, 100, 0, 255], (len(ball.vertices), 1))
@@ -65,12 +65,12 @@ def test_the_skin_is_the_field(tmp_path: Path, world: bool) -> None:
     seconds = 2.0
     config = Animate(mesh, tmp_path, seconds=seconds, ply=True)
     files = run(config)
-    assert [f.name for f in files] == ["animated.glb", "ply"]
+    assert [f.name for f in files] == ["animated.glb", "animated"]
     # Hints (3) are about what trimesh left out of the ball's file.
     assert [m for m in messages(files[0]) if m["severity"] < 3] == []
     animated = prepare(config)
     points = torch.from_numpy(animated.mesh.vertices)
-    expected = deform(points, animated.skinning, motion_of(hyp)).numpy()
+    expected = deform(points, animated.skinning, motion_of(hyp, animated.rest)).numpy()
     read = read_animated(files[0])
     assert [a.name for a in read.skeleton.animations] == [f"hypothesis_{k:02d}" for k in range(3)]
     for k in range(3):
@@ -97,7 +97,9 @@ def test_between_the_frames_and_for_some_hypotheses_it_is_the_field_too(tmp_path
     points = torch.from_numpy(animated.mesh.vertices)
     np.testing.assert_allclose(_ours(read.rest), points.numpy(), atol=1e-5)
     u = torch.linspace(0, 1, 57, dtype=torch.float64)
-    exact = deform(points, animated.skinning, motion_of(hyp, u, [2, 0])).numpy()
+    exact = deform(
+        points, animated.skinning, motion_of(hyp.select(torch.tensor([2, 0])), animated.rest, u)
+    ).numpy()
     for k in range(2):
         moved = _ours(read.positions(read.skeleton.animations[k], 1.5 * u.numpy()))
         np.testing.assert_allclose(moved, exact[k], atol=1e-4)
@@ -157,7 +159,7 @@ def test_bad_input_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> Non
     assert "need a mesh among the points of the first frame" in told
     assert told.count("\n") == 1
     # In OpenCV's axes the mesh is behind the camera.
-    there = reference(hyp).mean(0).numpy()
+    there = reference(hyp).places.mean(0).numpy()
     trimesh.creation.box((0.1, 0.1, 0.1)).apply_translation(there).export(tmp_path / "behind.glb")
     assert command(["animate", str(tmp_path / "behind.glb"), "--from", str(tmp_path)]) == 2
     assert "(x right, y up, z back)" in capsys.readouterr().err

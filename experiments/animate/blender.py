@@ -6,11 +6,14 @@
 truth.npz has `seconds` [T] and, by the name of an animation, vertices [T, V, 3] in glTF's axes.
 """
 
+import importlib
 import json
 import sys
 
-import bpy
 import numpy as np
+
+# Only Blender has it.
+bpy = importlib.import_module("bpy")
 
 RATE = 30
 

@@ -35,7 +35,7 @@ from diffusion4d.config import Animate
 from diffusion4d.data.animated_glb import read_animated
 from diffusion4d.export.gltf_mesh import read_document
 from diffusion4d.fields.blend import deform
-from diffusion4d.fields.motion import motion_of, reference
+from diffusion4d.fields.motion import motion_of
 from diffusion4d.surfaces.mesh import AXES
 
 HERE = Path(__file__).parent
@@ -93,13 +93,14 @@ def measure(video: Path, settings: Settings) -> dict[str, float | int | None]:
 def truth(animated: Animated, k: int, u: torch.Tensor) -> np.ndarray:
     """[T, V, 3] by the field, in OpenCV's axes."""
     points = torch.from_numpy(animated.mesh.vertices)
-    return deform(points, animated.skinning, motion_of(animated.hypotheses, u, [k]))[0].numpy()
+    motion = motion_of(animated.hypotheses.select(torch.tensor([k])), animated.rest, u)
+    return deform(points, animated.skinning, motion)[0].numpy()
 
 
 def distance(animated: Animated, path: Path, u: torch.Tensor) -> float:
     read = read_animated(path)
     worst = 0.0
-    for k, animation in zip(animated.numbers, read.skeleton.animations, strict=True):
+    for k, animation in enumerate(read.skeleton.animations):
         z_up = read.positions(animation, animation.stop * u.numpy())
         found = z_up[..., [0, 2, 1]] * [1, -1, 1]
         worst = max(worst, float(np.linalg.norm(found - truth(animated, k, u), axis=-1).max()))
@@ -121,7 +122,9 @@ def issues(path: Path, package: Path) -> int:
 
 def in_blender(animated: Animated, path: Path, u: torch.Tensor, python: Path) -> float:
     stop = read_animated(path).skeleton.animations[0].stop
-    held = {f"hypothesis_{k:02d}": truth(animated, k, u) * AXES for k in animated.numbers}
+    held = {
+        f"hypothesis_{n:02d}": truth(animated, k, u) * AXES for k, n in enumerate(animated.numbers)
+    }
     np.savez(path.with_name("truth.npz"), allow_pickle=False, seconds=stop * u.numpy(), **held)
     found = ask_blender(python, "play", path, path.with_name("truth.npz"))
     return max(each["max"] for each in found.values())
@@ -130,7 +133,7 @@ def in_blender(animated: Animated, path: Path, u: torch.Tensor, python: Path) ->
 def placed(animated: Animated, folder: Path, python: Path) -> float:
     ask_blender(python, "place", folder / "hypotheses.glb", folder / "placed.glb")
     corners = read_document(folder / "placed.glb").mesh.vertices
-    nodes = torch.cdist(torch.from_numpy(corners)[None], reference(animated.hypotheses)[None])[0]
+    nodes = torch.cdist(torch.from_numpy(corners)[None], animated.rest.places[None])[0]
     return float(nodes.min(1).values.max())
 
 
