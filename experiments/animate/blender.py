@@ -68,9 +68,11 @@ def shown(meshes: list) -> np.ndarray:
     found = []
     for each in meshes:
         played = each.evaluated_get(graph)
-        own = np.array([v.co for v in played.to_mesh().vertices])
+        vertices = played.to_mesh().vertices
+        own = np.empty(3 * len(vertices))
+        vertices.foreach_get("co", own)
         matrix = np.array(played.matrix_world)
-        found.append(own @ matrix[:3, :3].T + matrix[:3, 3])
+        found.append(own.reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3])
     x, y, z = np.concatenate(found).T
     return np.stack([x, z, -y], -1)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from scipy.spatial import KDTree
 
 from diffusion4d import cli
 from diffusion4d.animate import FILE_NAME, Animated, prepare, run
@@ -133,8 +134,7 @@ def in_blender(animated: Animated, path: Path, u: torch.Tensor, python: Path) ->
 def placed(animated: Animated, folder: Path, python: Path) -> float:
     ask_blender(python, "place", folder / "hypotheses.glb", folder / "placed.glb")
     corners = read_document(folder / "placed.glb").mesh.vertices
-    nodes = torch.cdist(torch.from_numpy(corners)[None], animated.rest.places[None])[0]
-    return float(nodes.min(1).values.max())
+    return float(KDTree(animated.rest.places.numpy()).query(corners)[0].max())
 
 
 def ask_blender(python: Path, task: str, source: Path, other: Path) -> dict[str, dict[str, float]]:
