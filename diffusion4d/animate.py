@@ -1,48 +1,57 @@
 """From a folder of hypotheses and a mesh to a mesh that moves: what `diffusion4d animate` does.
 
 A mesh lies in the first frame's shape, in the axes of hypotheses.glb. Every vertex hangs on the nodes nearest to it
-along the surface; what nodes do under a hypothesis, the surface does.
+along the surface; what nodes do under a hypothesis, the surface does. The shape that it lies in is one for all
+hypotheses, the mean of theirs (`fields.motion.reference`, of all of them, whichever are chosen): each first carries the
+mesh to its own anchor shape.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from scipy.spatial import KDTree
+from torch import Tensor
 
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
-from diffusion4d.export import ASSUMED_RATE, clock, staged
+from diffusion4d.export import ASSUMED_RATE, FILES, clock, staged
+from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
-from diffusion4d.export.skinned_glb import skinned_glb
+from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
 from diffusion4d.fields.graph import surface_distances
 from diffusion4d.fields.motion import Rest, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.surfaces.delaunay import anchor_surface
-from diffusion4d.surfaces.mesh import Mesh, read_mesh
+from diffusion4d.surfaces.mesh import AXES, Mesh, read_mesh
+from diffusion4d.surfaces.texture import encoded, first_picture, textured
 
 FILE_NAME = "animated.glb"
 FOLDER = "animated"
-FAR = 1.0
-"""Extents of the nodes that half of a mesh's vertices may be away from the nearest node."""
+FAR = 0.25
+"""Diagonals of the nodes' box that half of a mesh's vertices may be away from the nearest node."""
 
 
 @dataclass(frozen=True, eq=False)
 class Animated:
     """A mesh at rest, what carries it, and the hypotheses that do."""
 
+    document: MeshDocument
     mesh: Mesh
+    """The document's triangles."""
     skinning: Skinning
     rest: Rest
     """Of all the hypotheses in the folder."""
     hypotheses: Hypotheses
+    """Those that drive it."""
     numbers: list[int]
-    """Of the hypotheses in the folder they came from."""
+    """Of these in the folder they came from."""
 
 
 def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> list[Path]:
@@ -51,29 +60,38 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     Raises:
         UserError: hypotheses, mesh or video cannot be used; the message says which and why. Nothing new is left.
     """
+    if config.blend != "linear" and not config.ply:
+        raise UserError(f"need --ply for --blend {config.blend}: a skin of glTF blends linearly")
     animated = prepare(config)
-    hyp = animated.hypotheses
-    seconds = config.seconds
-    if seconds is None:
-        seconds = float(np.ptp(clock(hyp, None))) or 1 / ASSUMED_RATE
     beside = config.source if config.source.is_dir() else config.source.parent
     out = config.out or beside
+    hyp, rest = animated.hypotheses, animated.rest
     names = [f"hypothesis_{k:02d}" for k in animated.numbers]
-    motion = motion_of(hyp, animated.rest)
+
+    def rotations(k: int, u: Float64[Tensor, "U"]) -> Tensor:
+        return motion_of(hyp.select(torch.tensor([k])), rest, u).rotations[0]
+
     content = skinned_glb(
-        animated.mesh, animated.skinning, motion, hyp, seconds=seconds, names=names
+        animated.document,
+        animated.skinning,
+        rest.places,
+        rotations,
+        hyp,
+        seconds=length(config, beside, hyp),
+        names=names,
     )
     with staged(out, [FILE_NAME]) as stage:
         (stage / FILE_NAME).write_bytes(content)
     written = [out / FILE_NAME]
     if config.ply:
         points = torch.from_numpy(animated.mesh.vertices)
+        moved = stream(points, animated.skinning, hyp, rest, config.blend)
         frames = (
             (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
-            for k, span, part in stream(points, animated.skinning, hyp, animated.rest, config.blend)
+            for k, span, part in moved
             for i, vertices in enumerate(part)
         )
-        total = hyp.num_hypotheses * hyp.num_frames
+        total = len(names) * hyp.num_frames
         written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
     return written
 
@@ -86,17 +104,52 @@ def prepare(config: Animate) -> Animated:
     """
     every = Hypotheses.load(config.source)
     numbers = chosen(config.hypotheses, every)
-    given = config.mesh
-    mesh = (
-        anchor_surface(every, first_frame(config.video, every))
-        if given is None
-        else read_mesh(given)
-    )
-    rest = reference(every)
+    if config.mesh is None:
+        document = document_of(own_surface(config, every))
+    elif config.mesh.suffix.lower() == ".glb":
+        document = read_document(config.mesh)
+    else:
+        document = document_of(read_mesh(config.mesh))
+    mesh, rest = document.mesh, reference(every)
     require_near(mesh, rest.places.numpy())
     distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
-    skinning = skin(torch.from_numpy(distances))
-    return Animated(mesh, skinning, rest, every.select(torch.tensor(numbers)), numbers)
+    # As many nodes as a file holds, so that weights are continuous there too, and PLY files show the same.
+    skinning = skin(torch.from_numpy(distances), JOINTS)
+    return Animated(document, mesh, skinning, rest, every.select(torch.tensor(numbers)), numbers)
+
+
+def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
+    """The surface of the points themselves, with the looks of the video's frame if there is a video.
+
+    Raises:
+        UserError: no surface, or a video that cannot be used.
+    """
+    if config.video is None:
+        return anchor_surface(hypotheses)
+    image = first_picture(config.video, hypotheses, config.start)
+    surface = anchor_surface(hypotheses, _shrunk(image, hypotheses.size))
+    return textured(surface, hypotheses, encoded(image))
+
+
+def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
+    """The video's first frame at the size of the hypotheses; None without a video.
+
+    Raises:
+        UserError: the video cannot be read, or has another shape.
+    """
+    return None if video is None else _shrunk(first_picture(video, hypotheses), hypotheses.size)
+
+
+def length(config: Animate, beside: Path, hypotheses: Hypotheses) -> float:
+    """Seconds of the animation: as asked, as summary.json beside the hypotheses has it, or by `ASSUMED_RATE`."""
+    if config.seconds is not None:
+        return config.seconds
+    try:
+        told = json.loads((beside / FILES[-1]).read_text(encoding="utf-8"))
+        found = float(told["hypotheses"]["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = float(np.ptp(clock(hypotheses, None)))
+    return found or 1 / ASSUMED_RATE
 
 
 def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
@@ -119,36 +172,29 @@ def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
     return numbers
 
 
-def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
-    """The video's first frame at the size of the hypotheses; None without a video.
-
-    Raises:
-        UserError: the video cannot be read, or has another shape.
-    """
-    from diffusion4d.clip import read_clip
-
-    if video is None:
-        return None
-    clip = read_clip(video, max_frames=2, max_size=min(hypotheses.size))
-    frame = clip.frames[0].permute(1, 2, 0).float().numpy()
-    if frame.shape[:2] != hypotheses.size:
-        got = f"{frame.shape[1]} x {frame.shape[0]}"
-        H, W = hypotheses.size
-        raise UserError(f"need the clip of the hypotheses, {W} x {H} px, got one of {got}")
-    return (frame / 255 if frame.max() > 1 else frame).astype(np.float32)
-
-
 def require_near(mesh: Mesh, rest: Float32[np.ndarray, "N 3"]) -> None:
     """Raises UserError if the mesh lies elsewhere than the nodes."""
     extent = float(np.linalg.norm(np.ptp(rest, axis=0)))
-    away = KDTree(rest).query(mesh.vertices)[0]
-    if np.median(away) > FAR * max(extent, 1e-12):
-        axes = np.array([1, -1, -1])
-        boxes = [
-            np.round([(p * axes).min(0), (p * axes).max(0)], 3).tolist()
-            for p in (rest, mesh.vertices)
-        ]
+    away = float(np.median(KDTree(rest).query(mesh.vertices)[0]))
+    if away > FAR * max(extent, 1e-12):
+        nodes, given = (_box(points * AXES) for points in (rest, mesh.vertices))
         raise UserError(
-            f"need a mesh among the points of the first frame, which span {boxes[0]} in the axes of "
-            f"hypotheses.glb, got one that spans {boxes[1]}"
+            f"need a mesh among the points of the first frame, which fill {nodes} in the axes of hypotheses.glb "
+            f"(x right, y up, z back), got one that fills {given}: half of it is {away:.3g} or more away from them, "
+            f"and {FAR * extent:.3g} is allowed"
         )
+
+
+def _box(points: Float32[np.ndarray, "V 3"]) -> str:
+    low, high = points.min(0), points.max(0)
+    return " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(low, high, strict=True))
+
+
+def _shrunk(
+    image: Float32[np.ndarray, "rows columns 3"], size: tuple[int, int]
+) -> Float32[np.ndarray, "H W 3"]:
+    """The picture at (H, W) px."""
+    import cv2
+
+    shrunk = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, np.float32)

@@ -80,8 +80,8 @@ class Animate:
     """Drive a dense surface by sampled hypotheses: a mesh of yours, or the surface of the points themselves."""
 
     mesh: tyro.conf.Positional[Path | None] = None
-    """Mesh file (glb, obj, ply, …) placed where hypotheses.glb has its points in the first frame. Without one, the
-    points' own surface."""
+    """Mesh file (glb, whose looks are kept; obj, ply, …) placed where hypotheses.glb has its points in the first frame,
+    amid those of all hypotheses. Without one, the points' own surface."""
     source: Annotated[Path, tyro.conf.arg(name="from")] = Path("out")
     """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -89,13 +89,15 @@ class Animate:
     hypotheses: str = "all"
     """Which hypotheses: all, best, or their numbers, as 0,3,7."""
     video: Path | None = None
-    """The clip, for the colours of the points' own surface."""
+    """The clip, for the looks of the points' own surface."""
+    start: float = 0.0
+    """Seconds into the video where the clip starts."""
     ply: bool = False
     """Also a PLY file for every frame, in animated/hypothesis_00 …"""
     blend: Literal["linear", "dual_quaternion", "additive"] = "linear"
     """How nodes move the surface in the PLY files; skinned glTF is linear by definition."""
     seconds: float | None = None
-    """Length of the animation; that of the clip, or the frames at 30 a second."""
+    """Length of the animation; that of the clip by summary.json, or the frames at 30 a second."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ def read_skeleton(path: Path) -> Skeleton:
         ValueError: not a glTF 2.0 file, or one that breaks its rules; says what was required.
         OSError: the file cannot be read.
     """
-    return _skeleton(GltfFile(path))[0]
+    return placed_nodes(GltfFile(path))[0]
 
 
 def read_animated(path: Path) -> AnimatedMesh:
@@ -45,7 +45,7 @@ def read_animated(path: Path) -> AnimatedMesh:
         OSError: the file cannot be read.
     """
     file = GltfFile(path)
-    skeleton, place = _skeleton(file)
+    skeleton, place = placed_nodes(file)
     surfaces, faces = [], []
     bones: list[Array] = []
     inverses: list[Array] = []
@@ -156,8 +156,12 @@ def _morph_target(file: GltfFile, target: Any, count: int) -> Array:
     return offsets
 
 
-def _skeleton(file: GltfFile) -> tuple[Skeleton, dict[int, int]]:
-    """The skeleton, and where in it each node of the file is; parents come first."""
+def placed_nodes(file: GltfFile) -> tuple[Skeleton, dict[int, int]]:
+    """The skeleton, and where in it each node of the file's scene is; parents come first.
+
+    Raises:
+        ValueError: nodes that are no tree, or an animation that breaks the rules.
+    """
     sources = file.tree.nodes
     if file.tree.scenes:
         roots = list(file.item("scenes", file.tree.scene or 0).nodes or [])

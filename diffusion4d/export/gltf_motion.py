@@ -15,7 +15,6 @@ Axes: glTF is x right, y up, z back, so every coordinate is converted, diag(1, �
 rotation would leave the numbers in the file in other axes than its reader expects.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,8 @@ from diffusion4d.splines import BSpline, hermite
 
 SPLITS = 4
 """Key intervals per knot span."""
+NEAR = 1e-6
+"""Keys closer than this in u are one."""
 AXES = np.array([1.0, -1.0, -1.0])
 """From OpenCV's axes to glTF's, and back."""
 
@@ -45,19 +46,38 @@ def require_playable(hypotheses: Hypotheses, seconds: float) -> None:
 
 
 def keyframes(
-    hyp: Hypotheses, seconds: float
+    hyp: Hypotheses, seconds: float, instants: Float[torch.Tensor, "I"] | None = None
 ) -> tuple[Float32[np.ndarray, "keys"], Float32[np.ndarray, "K N 3*keys 3"]]:
-    """Key times in s, and each trajectory's triplets (in-tangent, value, out-tangent) of every key."""
+    """Key times in s, and each trajectory's triplets (in-tangent, value, out-tangent) of every key.
+
+    Args:
+        instants: u of keys beside those at the knots; `SPLITS` of every span by default.
+    """
     spline = BSpline(hyp.control_points.double(), hyp.knots, hyp.degree)
-    for low, high in itertools.pairwise(spline.breaks.tolist()):
-        for i in range(1, SPLITS):
-            spline = spline.insert(low + (high - low) * i / SPLITS)
+    if instants is None:
+        shares = torch.arange(1, SPLITS, dtype=torch.float64) / SPLITS
+        low, high = spline.breaks[:-1, None], spline.breaks[1:, None]
+        instants = (low + (high - low) * shares).flatten()
+    for u in instants.tolist():
+        if float((spline.breaks - u).abs().min()) > NEAR:
+            spline = spline.insert(u)
     keys, value, arriving, leaving = hermite(spline)
-    triplets = torch.stack([arriving / seconds, value, leaving / seconds], -2)
+    output = triplets(
+        value.numpy() * AXES, arriving.numpy() * AXES / seconds, leaving.numpy() * AXES / seconds
+    )
+    return (seconds * keys).float().numpy(), output
+
+
+def triplets(
+    value: Float[np.ndarray, "*batch keys width"],
+    arriving: Float[np.ndarray, "*batch keys width"],
+    leaving: Float[np.ndarray, "*batch keys width"],
+) -> Float32[np.ndarray, "*batch 3*keys width"]:
+    """In-tangent, value and out-tangent of every key, as CUBICSPLINE has them; tangents are per second."""
+    output = np.stack([arriving, value, leaving], -2).astype(np.float32)
     # Nothing arrives at the first key or leaves the last: zeros, as the specification asks.
-    triplets[:, :, 0, 0] = triplets[:, :, -1, 2] = 0
-    output = triplets.flatten(-3, -2).numpy() * AXES
-    return (seconds * keys).float().numpy(), output.astype(np.float32)
+    output[..., 0, 0, :] = output[..., -1, 2, :] = 0
+    return output.reshape(*output.shape[:-3], -1, output.shape[-1])
 
 
 def scene_extras(hyp: Hypotheses, seconds: float) -> dict[str, Any]:
@@ -109,7 +129,8 @@ def add_camera_to_each(
     hyp: Hypotheses, document: dict[str, Any], buffer: Buffer, seconds: float
 ) -> None:
     """One camera, which every hypothesis' own animation moves along that hypothesis' path."""
-    document["scenes"][0]["nodes"].append(len(document["nodes"]))
+    scene = document["scenes"][document["scene"]]
+    scene["nodes"].append(len(document["nodes"]))
     paths = [*zip(document["animations"], hyp.cameras, strict=True)]
     times = _camera_times(hyp, buffer, seconds)
     _camera_node("camera", paths if hyp.frame == "world" else [], document, buffer, times)
@@ -129,7 +150,8 @@ def _camera_node(
     times: int | None,
 ) -> None:
     """A node with the camera, and its way (world to camera) in each of some animations."""
-    node: dict[str, Any] = {"name": name, "camera": 0}
+    # The clip's camera is the last of the document's, which may have others.
+    node: dict[str, Any] = {"name": name, "camera": len(document["cameras"]) - 1}
     index = len(document["nodes"])
     document["nodes"].append(node)
     for animation, extrinsics_T44 in paths:
@@ -153,10 +175,14 @@ def animate(animation: dict[str, Any], node: int, path: str, sampler: dict[str, 
     animation["samplers"].append(sampler)
 
 
-def quaternions(rotations: Float[np.ndarray, "T 3 3"]) -> Float[np.ndarray, "T 4"]:
+def quaternions(rotations: Float[np.ndarray, "*batch T 3 3"]) -> Float[np.ndarray, "*batch T 4"]:
     """Rotations in OpenCV's axes as glTF's quaternions (x, y, z, w), the short way from one to the next."""
-    turn = Rotation.from_matrix(AXES[:, None] * rotations * AXES).as_quat()
-    # q and −q are one rotation, but the way between neighbours must be the short one.
-    signs = np.cumprod(np.where((turn[1:] * turn[:-1]).sum(-1) < 0, -1, 1))
-    turn[1:] *= signs[:, None]
-    return turn
+    turned = AXES[:, None] * rotations.reshape(-1, 3, 3) * AXES
+    return short_way(Rotation.from_matrix(turned).as_quat().reshape(*rotations.shape[:-2], 4))
+
+
+def short_way(turn: Float[np.ndarray, "*batch T 4"]) -> Float[np.ndarray, "*batch T 4"]:
+    """q and −q are one rotation, but the way between neighbours must be the short one."""
+    sign = np.where((turn[..., 1:, :] * turn[..., :-1, :]).sum(-1) < 0, -1, 1)
+    first = np.ones_like(turn[..., :1, 0])
+    return turn * np.cumprod(np.concatenate([first, sign], -1), -1)[..., None]

@@ -4,43 +4,50 @@ A joint's matrix times its inverse bind matrix is the node's motion x ↦ R_j (x
 
     x' = Σ_j w_j (R_j (x − g_j) + p_j)                      (glTF 2.0, section 3.7.3.3; `fields.blend`, "linear")
 
-with the translation p_j on CUBICSPLINE keys that reproduce the B-spline without loss (`export.gltf_motion`), and the
-rotation R_j at the frames and linear between them. A vertex hangs on the 4 heaviest nodes, since many viewers read no
-more. In any viewer the hypothesis is chosen as a clip is: "hypothesis_00" …; Blender makes an action of each.
+with B_j = [1, −g_j] W the inverse bind matrix, where W takes the file's own coordinates to x (`gltf_mesh`). The
+translation p_j has CUBICSPLINE keys that reproduce the B-spline without loss (`gltf_motion`), and the rotation R_j
+as many as it takes (`turns`): the file is the field between the frames too. There are keys at the frames, though the
+curves need none: Blender keeps the values of keys alone and draws tangents of its own through them, so it shows every
+frame as it is and is off in between.
 
-Shape letters:  V vertices   N nodes   K hypotheses   T frames
+A vertex hangs on at most 4 nodes, since many viewers read no more. In any viewer the hypothesis is chosen as a clip
+is: "hypothesis_00" …; Blender makes an action of each. Without one, the mesh is as it was given.
+
+Shape letters:  V vertices   N nodes   K hypotheses   T frames   U instants
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
-from diffusion4d.errors import UserError
-from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, linear_light, pack
+from diffusion4d.export.gltf import VERTICES, Buffer, pack
+from diffusion4d.export.gltf_mesh import MeshDocument
 from diffusion4d.export.gltf_motion import (
     AXES,
     add_camera_to_each,
     animate,
     camera,
     keyframes,
-    quaternions,
     require_playable,
     scene_extras,
 )
-from diffusion4d.fields.motion import NodeMotion
+from diffusion4d.export.turns import turns
 from diffusion4d.fields.skinning import Skinning
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.surfaces.mesh import Mesh
 
 JOINTS = 4
 """Nodes a vertex in the file."""
 
 
 def skinned_glb(
-    mesh: Mesh,
+    document: MeshDocument,
     skinning: Skinning,
-    motion: NodeMotion,
+    rest: Float[Tensor, "N 3"],
+    rotations: Callable[[int, Float64[Tensor, "U"]], Float[Tensor, "U N 3 3"]],
     hypotheses: Hypotheses,
     *,
     seconds: float,
@@ -49,115 +56,122 @@ def skinned_glb(
     """The bytes of the file.
 
     Args:
-        mesh: at rest, in the hypotheses' frame.
-        motion: of all the hypotheses at their frames, B = (K, T).
+        document: the mesh at rest.
+        skinning: of the document's vertices, with at most `JOINTS` nodes each.
+        rest: where nodes are when the mesh is at rest.
+        rotations: of the nodes under the k-th of the hypotheses at clip times u.
         names: of the animations; `hypothesis_00` … by default.
 
     Raises:
-        UserError: a degree above 3, a length that is not positive, or names or a motion of another number.
+        UserError: a degree above 3, or a length that is not positive.
+        ValueError: another number of names, vertices or nodes, or too many nodes a vertex.
     """
-    K, T = hypotheses.num_hypotheses, hypotheses.num_frames
+    K, N = hypotheses.num_hypotheses, hypotheses.num_points
     names = [f"hypothesis_{k:02d}" for k in range(K)] if names is None else names
-    if len(names) != K or tuple(motion.positions.shape[:2]) != (K, T):
-        got = f"{len(names)} names and {list(motion.positions.shape[:2])}"
-        raise UserError(f"need {K} names and a motion of [{K}, {T}], got {got}")
+    held = skinning.indices.shape
+    if len(names) != K or len(rest) != N:
+        raise ValueError(f"need {K} names and {N} nodes, got {len(names)} and {len(rest)}")
+    V = sum(len(part.points) for part in document.parts)
+    if held[0] != V or held[1] > JOINTS or int(skinning.indices.max()) >= min(N, 2**16):
+        got = f"{list(held)} up to node {int(skinning.indices.max())}"
+        raise ValueError(f"need at most {JOINTS} of {N} nodes for {V} vertices, got {got}")
     require_playable(hypotheses, seconds)
-    buffer = Buffer()
-    scale = float(hypotheses.camera_points()[..., 2].median().abs().clamp_min(1e-3))
-    extras = scene_extras(hypotheses, seconds)
-    document: dict[str, Any] = {
-        "asset": {"version": "2.0", "generator": "diffusion4d"},
-        "scene": 0,
-        "scenes": [{"name": "diffusion4d", "nodes": [0, 1], "extras": extras}],
-        "nodes": [{"name": "surface", "mesh": 0, "skin": 0}],
-        "materials": [_material(mesh)],
-        "cameras": [camera(hypotheses, scale)],
-        "meshes": [{"name": "surface", "primitives": [_primitive(mesh, skinning, buffer)]}],
-    }
-    if mesh.texture is not None:
-        document["images"] = [{"bufferView": buffer.bytes(mesh.texture), "mimeType": "image/png"}]
-        document["textures"] = [{"source": 0}]
-    first = _skeleton(document, motion, buffer)
-    document["animations"] = _animations(hypotheses, motion, names, seconds, first, buffer)
-    add_camera_to_each(hypotheses, document, buffer, seconds)
-    return pack(document, buffer)
-
-
-def _primitive(mesh: Mesh, skinning: Skinning, buffer: Buffer) -> dict[str, Any]:
-    held = skinning.most(JOINTS)
-    short = JOINTS - held.indices.shape[1]
-    joints = np.pad(held.indices.numpy(), ((0, 0), (0, short))).astype(np.uint16)
-    weights = np.pad(held.weights.float().numpy(), ((0, 0), (0, short)))
-    attributes = {
-        "POSITION": buffer.add((mesh.vertices * AXES).astype(np.float32), VERTICES, bounds=True),
-        "NORMAL": buffer.add((mesh.normals * AXES).astype(np.float32), VERTICES),
-        # A joint of no weight is named 0.
-        "JOINTS_0": buffer.add(np.where(weights > 0, joints, 0).astype(np.uint16), VERTICES),
-        "WEIGHTS_0": buffer.add(weights, VERTICES),
-    }
-    if mesh.texture is not None and mesh.uv is not None:
-        attributes["TEXCOORD_0"] = buffer.add(mesh.uv, VERTICES)
-    elif mesh.colours is not None:
-        linear = linear_light(mesh.colours).astype(np.float32)
-        attributes["COLOR_0"] = buffer.add(linear, VERTICES)
-    indices = buffer.add(mesh.faces.astype(np.uint32).ravel(), INDICES)
-    return {"attributes": attributes, "indices": indices, "material": 0}
-
-
-def _material(mesh: Mesh) -> dict[str, Any]:
-    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.8}
-    if mesh.texture is not None:
-        surface["baseColorTexture"] = {"index": 0}
-    return {"name": "surface", "doubleSided": True, "pbrMetallicRoughness": surface}
-
-
-def _skeleton(document: dict[str, Any], motion: NodeMotion, buffer: Buffer) -> int:
-    """A root and a joint for every node, at rest; returns the number of the first joint."""
-    nodes = document["nodes"]
-    rest = motion.rest.double().numpy() * AXES
-    first = len(nodes) + 1
-    nodes.append({"name": "skeleton", "children": [*range(first, first + len(rest))]})
+    tree, buffer = document.tree, Buffer()
+    buffer.data.extend(document.data)
+    buffer.views.extend(tree.get("bufferViews", []))
+    buffer.accessors.extend(tree.get("accessors", []))
+    nodes = [dict(node) for node in tree["nodes"]]
+    scenes = [dict(scene) for scene in tree["scenes"]]
+    scene = scenes[tree["scene"]]
+    places = (rest.double().numpy() * AXES).astype(np.float32)
+    root = len(nodes)
+    joints = list(range(root + 1, root + 1 + N))
+    nodes.append({"name": "skeleton", "children": joints})
     nodes += [
-        {"name": f"node_{n:03d}", "translation": place.tolist()} for n, place in enumerate(rest)
+        {"name": f"node_{n:03d}", "translation": place} for n, place in enumerate(places.tolist())
     ]
-    inverse = np.tile(np.eye(4, dtype=np.float32), (len(rest), 1, 1))
-    # Column by column, as glTF has it.
-    inverse[:, 3, :3] = -rest
-    document["skins"] = [
+    scene["nodes"] = [*scene["nodes"], root]
+    scene["extras"] = {**scene.get("extras", {}), **scene_extras(hypotheses, seconds)}
+    made = {**tree, "nodes": nodes, "scenes": scenes}
+    made["meshes"], made["skins"] = _skins(document, skinning, places, nodes, joints, buffer)
+    made["animations"] = _animations(hypotheses, rotations, names, seconds, joints, buffer)
+    lens = camera(
+        hypotheses, float(hypotheses.camera_points()[..., 2].median().abs().clamp_min(1e-3))
+    )
+    made["cameras"] = [*tree.get("cameras", []), lens]
+    add_camera_to_each(hypotheses, made, buffer, seconds)
+    return pack(made, buffer)
+
+
+def _skins(
+    document: MeshDocument,
+    skinning: Skinning,
+    places: Float[np.ndarray, "N 3"],
+    nodes: list[dict[str, Any]],
+    joints: list[int],
+    buffer: Buffer,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The document's meshes with joints and weights on them, and a skin for each node that shows one."""
+    short = ((0, 0), (0, JOINTS - skinning.indices.shape[1]))
+    weights = np.pad(skinning.weights.float().numpy(), short)
+    # A joint of no weight is named 0.
+    indices = np.where(weights > 0, np.pad(skinning.indices.numpy(), short), 0).astype(np.uint16)
+    meshes = [
         {
-            "skeleton": first - 1,
-            "joints": nodes[first - 1]["children"],
-            "inverseBindMatrices": buffer.add(inverse),
+            **mesh,
+            "primitives": [{**p, "attributes": dict(p["attributes"])} for p in mesh["primitives"]],
         }
+        for mesh in document.tree["meshes"]
     ]
-    return first
+    skins: list[dict[str, Any]] = []
+    start = 0
+    for part in document.parts:
+        node = nodes[part.node]
+        if "skin" not in node:
+            inverse = np.tile(np.eye(4), (len(places), 1, 1))
+            inverse[:, :3, 3] = -places
+            # Column by column, as glTF has it.
+            columns = (inverse @ part.matrix).swapaxes(1, 2).astype(np.float32)
+            node["skin"] = len(skins)
+            skins.append(
+                {
+                    "skeleton": joints[0] - 1,
+                    "joints": joints,
+                    "inverseBindMatrices": buffer.add(columns),
+                }
+            )
+        stop = start + len(part.points)
+        attributes = meshes[node["mesh"]]["primitives"][part.primitive]["attributes"]
+        attributes["JOINTS_0"] = buffer.add(indices[start:stop], VERTICES)
+        attributes["WEIGHTS_0"] = buffer.add(weights[start:stop], VERTICES)
+        start = stop
+    return meshes, skins
 
 
 def _animations(
     hyp: Hypotheses,
-    motion: NodeMotion,
+    rotations: Callable[[int, Float64[Tensor, "U"]], Float[Tensor, "U N 3 3"]],
     names: Sequence[str],
     seconds: float,
-    first: int,
+    joints: list[int],
     buffer: Buffer,
 ) -> list[dict[str, Any]]:
-    keys, outputs = keyframes(hyp, seconds)
+    keys, outputs = keyframes(hyp, seconds, hyp.times)
     time = buffer.add(keys, bounds=True)
-    curves = buffer.add_each(outputs.reshape(-1, *outputs.shape[2:]))
-    frames = buffer.add((seconds * hyp.times.numpy()).astype(np.float32), bounds=True)
-    N = hyp.num_points
-    turns = motion.rotations.double().numpy()
+    u = torch.from_numpy(keys.astype(np.float64) / seconds).clamp(0, 1)
+    scores = hyp.scores().tolist()
     found = []
     for k, name in enumerate(names):
-        animation: dict[str, Any] = {"name": name, "samplers": [], "channels": []}
-        turned = buffer.add_each(
-            np.stack([quaternions(turns[k, :, n]).astype(np.float32) for n in range(N)])
-        )
-        for n in range(N):
-            curve = curves[k * N + n]
-            moves = {"input": time, "interpolation": "CUBICSPLINE", "output": curve}
-            animate(animation, first + n, "translation", moves)
-            turning = {"input": frames, "interpolation": "LINEAR", "output": turned[n]}
-            animate(animation, first + n, "rotation", turning)
+        extras: dict[str, Any] = {"seed": int(hyp.seeds[k])}
+        if np.isfinite(scores[k]):
+            extras["reprojection_px_at_256"] = scores[k]
+        animation: dict[str, Any] = {"name": name, "samplers": [], "channels": [], "extras": extras}
+        ways = [("translation", np.arange(len(joints)), time, outputs[k])]
+        for some in turns(lambda at, k=k: rotations(k, at), u, seconds):
+            ways.append(("rotation", some.nodes, buffer.add(some.times, bounds=True), some.curves))
+        for path, numbers, at, curves in ways:
+            for n, curve in zip(numbers, buffer.add_each(curves), strict=True):
+                sampler = {"input": at, "interpolation": "CUBICSPLINE", "output": curve}
+                animate(animation, joints[n], path, sampler)
         found.append(animation)
     return found

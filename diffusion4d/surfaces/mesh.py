@@ -35,7 +35,7 @@ class Mesh:
     uv: Float32[np.ndarray, "V 2"] | None = None
     """Places in the texture, (0, 0) its upper left corner."""
     texture: bytes | None = None
-    """A PNG file."""
+    """A PNG or JPEG file."""
 
     def __post_init__(self) -> None:
         V = len(self.vertices)
