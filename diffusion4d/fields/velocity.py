@@ -2,20 +2,21 @@ r"""A flow through space that carries the nodes: the diffeomorphic alternative t
 
     dx/du = v_θ(x, u),   x(0) = a point at rest,   x' = x(u)                                                (1)
 
-v_θ is a small network with bounded slope, so the flow is smooth, has the flow backwards in time for its inverse and folds nothing
-over, in exact arithmetic and for steps small enough. Two surfaces that touch cannot part, either: a field of space
-knows no surface. Fitted by multiple shooting: from true nodes at random instants over s = 1, then more frames, then
-from the first frame over all of them,
+v_θ is a small network with bounded slope, so the flow is smooth, has the flow backwards in time for its inverse and
+folds nothing over, in exact arithmetic and for steps small enough; a coarse triangle in it still may turn over. Two
+surfaces that touch cannot part, either: a field of space knows no surface. Fitted by multiple shooting: from true nodes
+at random instants over one frame, then over more, then from the first frame over all of them,
 
     min_θ Σ ‖x(u_{i+s}; x(u_i) = p_n(u_i)) − p_n(u_{i+s})‖²                                                 (2)
 
 Inputs are (x, u) and sines and cosines of them (Tancik et al. 2020, "Fourier features"), in the nodes' box. Integrated
-by torchdiffeq with classical Runge-Kutta steps, one a frame; `adjoint` gets gradients from an ODE backwards in time
+by torchdiffeq with Runge-Kutta steps of order four, one a frame; `adjoint` gets gradients from an ODE backwards in time
 (Chen et al. 2018) in memory that does not grow with the steps, else through the solver.
 
 Shape letters:  T frames   N nodes   V points
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,29 +40,34 @@ class Fit:
     depth: int = 3
     waves: int = 4
     """Random frequencies of space and time."""
-    scale: float = 1.0
-    """Standard deviation of the frequencies, cycles a box."""
-    stages: tuple[tuple[int, int], ...] = ((1, 1500), (4, 400))
+    scale: tuple[float, float] = (1.0, 8.0)
+    """Standard deviations of the frequencies of space and of time, half cycles of the box and of the clip."""
+    stages: tuple[tuple[int, int], ...] = ((1, 2000), (4, 250))
     """Frames that a shoot lasts and how many optimiser steps it has; then all frames for `last` steps."""
-    last: int = 60
+    last: int = 10
     batch: int = 1024
-    rate: float = 3e-3
+    rate: float = 1e-2
     adjoint: bool = False
 
 
 class VelocityField(nn.Module):
     """v_θ, in coordinates in which the nodes' box has a half diagonal of 1."""
 
+    centre: Tensor
+    size: Tensor
+    waves: Tensor
+
     def __init__(self, centre: Tensor, half: Tensor, fit: Fit, generator: torch.Generator) -> None:
         super().__init__()
         count = fit.waves * 8
         self.register_buffer("centre", centre)
         self.register_buffer("size", half)
-        waves = fit.scale * math.pi * torch.randn(4, count, generator=generator)
+        spread = torch.tensor([*[fit.scale[0]] * 3, fit.scale[1]])[:, None]
+        waves = spread * math.pi / 2 * torch.randn(4, count, generator=generator)
         self.register_buffer("waves", waves.to(centre))
         widths = [4 + 2 * count, *[fit.width] * fit.depth, 3]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layer = nn.Linear(before, after, dtype=centre.dtype)
             bound = math.sqrt(3 / before) if after != 3 else 0.1 * math.sqrt(1 / before)
             with torch.no_grad():

@@ -1,8 +1,8 @@
 r"""Moving surfaces that no weight was trained on, and the true motion of a few of their points.
 
-Animated glTF files of the recipe's held-out species (`experiments/pack/recipe.toml`), 48 evenly spaced frames of an animation. The
-first frame is the shape at rest. Vertices that share a place in every frame are one. Nodes are points of the surface, the
-farthest from each other among 8,192 random ones; they move as their triangles do.
+Animated glTF files of the recipe's held-out species (`experiments/pack/recipe.toml`), 48 evenly spaced frames of an
+animation. The first frame is the shape at rest. Vertices that share a place in every frame are one. Nodes are points of
+the surface, the farthest from each other among 8,192 random ones; they move as their triangles do.
 
 Shape letters:  T frames   V vertices   F triangles   N nodes
 """
@@ -101,7 +101,7 @@ def _nodes(
     import trimesh
 
     rest = trimesh.Trimesh(positions[0], faces, process=False)
-    places, on = trimesh.sample.sample_surface(rest, CANDIDATES, seed=seed)
+    places, on = trimesh.sample.sample_surface(rest, CANDIDATES, seed=seed)[:2]
     share = trimesh.triangles.points_to_barycentric(positions[0][faces[on]], places)
     chosen = farthest(torch.from_numpy(np.asarray(places)), count).numpy()
     return np.einsum("tnck,nc->tnk", positions[:, faces[on[chosen]]], share[chosen])

@@ -1,20 +1,21 @@
 r"""Which field carries a dense surface best: additive, linear-blend, dual quaternions, or a neural flow?
 
-Nodes are 128 points of an animated surface with their true motion, 48 frames, the first one at rest; the rest of the surface is
-what the field has to tell. Species that nothing was trained on (`bodies.HELD_OUT`).
+Nodes are 128 points of an animated surface with their true motion, 48 frames, the first one at rest; the rest of the
+surface is what the field has to tell. Species that nothing was trained on (`bodies.HELD_OUT`).
 
     error       mean, and 95th percentile, of |x' − x*| over vertices and frames, % of the box diagonal at rest
-    drift       RMS change of a detail offset of 1 % of the diagonal, in its surface point's local frame, over its RMS length
-                (METRICS.md). The frame of a vertex turns by the best rotation of its edges. Seen from the frames of the
-                surface that the field makes ("own"), and from the true surface's ("true").
+    drift       RMS change of a detail offset of 1 % of the diagonal, in its surface point's local frame, over its RMS
+                length. The frame of a vertex turns by the best rotation of its edges. Seen from the frames
+                of the surface that the field makes ("own"), and from the true surface's ("true").
         carried     the offset is a place in space, and moves as the field does (weights of its surface point)
-        framed      it is stored in the frames of the field's surface: own drift is 0 by construction, true drift is what
-                    the field's surface turns otherwise than the true one
+        framed      it is stored in the frames of the field's surface: own drift is 0 by construction, true drift is
+                    what the field's surface turns otherwise than the true one
     stretch     RMS relative change of the edges' length; the true surface's own beside it
-    fold-over   share of triangles that are turned over against the locally rigid motion; the true surface's own beside it
+    fold-over   share of triangles that are turned over against the locally rigid motion; the true surface's beside it
     seconds     what the field takes for all frames after nodes and weights are there; its fitting or skinning apart
 
-Skinned fields on every animation; the flow, which has to be fitted, on each species' hardest one, by `bending`.
+On the two animations of each species that bend it most (`bodies.bending`); the flow, which has to be fitted, on the
+first.
 
     python experiments/fields/run.py --meshes FOLDER
 
@@ -54,6 +55,8 @@ class Settings:
     nodes: int = 128
     frames: int = 48
     seed: int = 0
+    hardest: int = 2
+    """Animations of each species, by `bending`."""
     flow: bool = True
     """Also fit a neural flow to each species' hardest animation."""
 
@@ -61,7 +64,9 @@ class Settings:
 Move = Callable[[Float[Tensor, "V 3"]], Float[Tensor, "T V 3"]]
 
 
-def judged(body: Body, move: Move, prepared: float, seed: int) -> dict[str, float]:
+def judged(
+    body: Body, move: Move, true: Float[Tensor, "T V 3 3"], prepared: float, seed: int
+) -> dict[str, float]:
     """The row of a field on a body; `move` carries places near the vertices, one for each vertex."""
     rest, truth, faces = body.vertices[0], body.vertices, body.faces
     edges = measures.edges_of(faces)
@@ -72,7 +77,6 @@ def judged(body: Body, move: Move, prepared: float, seed: int) -> dict[str, floa
     offset = DETAIL * torch.nn.functional.normalize(offset, dim=-1)
     tips = move(rest + offset) - moved
     own = measures.vertex_rotations(rest, moved, edges)
-    true = measures.vertex_rotations(rest, truth, edges)
     framed = (own @ offset[..., None]).squeeze(-1)
     miss = (moved - truth).norm(dim=-1)
     return {
@@ -106,9 +110,11 @@ def examine(body: Body, settings: Settings, with_flow: bool) -> dict[str, object
     along = node_distances(nodes[0].double().numpy(), nodes.double().numpy())
     motion = node_motion(nodes[0], nodes, torch.from_numpy(along).float())
     prepared = time.perf_counter() - start
+    edges = measures.edges_of(body.faces)
+    true = measures.vertex_rotations(rest, body.vertices, edges)
     fields = {
         blend: judged(
-            body, lambda x, b=blend: deform(x, skinning, motion, b), prepared, settings.seed
+            body, lambda x, b=blend: deform(x, skinning, motion, b), true, prepared, settings.seed
         )
         for blend in ("additive", "linear", "dual_quaternion")
     }
@@ -117,10 +123,9 @@ def examine(body: Body, settings: Settings, with_flow: bool) -> dict[str, object
         velocity = fit_velocity(nodes, seed=settings.seed)
         prepared = time.perf_counter() - start
         u = torch.linspace(0, 1, len(nodes))
-        fields["flow"] = judged(body, lambda x: flow(velocity, x, u), prepared, settings.seed)
+        fields["flow"] = judged(body, lambda x: flow(velocity, x, u), true, prepared, settings.seed)
         at_nodes = flow(velocity, nodes[0], u)
         fields["flow"]["node_error"] = 100 * (at_nodes - nodes).norm(dim=-1).mean().item()
-    edges = measures.edges_of(body.faces)
     return {
         "species": body.name,
         "animation": body.animation,
@@ -136,14 +141,17 @@ def main(settings: Settings) -> None:
     rows = []
     for name in HELD_OUT:
         found = bodies(
-            settings.meshes, name, settings.frames, settings.nodes, settings.seed, hardest=None
+            settings.meshes, name, settings.frames, settings.nodes, settings.seed, settings.hardest
         )
         for index, body in enumerate(found):
             rows.append(examine(body, settings, settings.flow and index == 0))
             told = {"nodes": settings.nodes, "frames": settings.frames, "seed": settings.seed}
+            told["hardest"] = settings.hardest
             # Written as it goes: a run that is stopped has an answer about what it saw.
             with replace_when_done(settings.out) as temporary:
-                temporary.write_text(json.dumps({"settings": told, "bodies": rows}, indent=1))
+                temporary.write_text(
+                    json.dumps({"settings": told, "bodies": rows}, indent=1) + "\n"
+                )
             print(name, body.animation, json.dumps(rows[-1]["fields"]), flush=True)
 
 
