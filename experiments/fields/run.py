@@ -57,6 +57,7 @@ class Settings:
     seed: int = 0
     hardest: int = 2
     """Animations of each species, by `bending`."""
+    species: tuple[str, ...] = tuple(HELD_OUT)
     flow: bool = True
     """Also fit a neural flow to each species' hardest animation."""
 
@@ -139,7 +140,7 @@ def examine(body: Body, settings: Settings, with_flow: bool) -> dict[str, object
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     rows = []
-    for name in HELD_OUT:
+    for name in settings.species:
         found = bodies(
             settings.meshes, name, settings.frames, settings.nodes, settings.seed, settings.hardest
         )
