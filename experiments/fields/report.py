@@ -52,7 +52,7 @@ def quality(rows: list[dict]) -> str:
 def each(rows: list[dict]) -> str:
     """Error and drift of linear blending, species by species."""
     lines = [
-        "| species | animation | vertices | additive error % | linear error % | carried drift, additive | linear | ratio "
+        "| species | animation | vertices | additive error % | linear error % | additive drift | linear drift | ratio "
         "| flow error % (at nodes) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
