@@ -19,7 +19,7 @@ from diffusion4d.export import ASSUMED_RATE, clock, staged
 from diffusion4d.export.ply import write_ply_sequence
 from diffusion4d.export.skinned_glb import skinned_glb
 from diffusion4d.fields.graph import surface_distances
-from diffusion4d.fields.motion import motion_of, reference
+from diffusion4d.fields.motion import Rest, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
@@ -27,7 +27,7 @@ from diffusion4d.surfaces.delaunay import anchor_surface
 from diffusion4d.surfaces.mesh import Mesh, read_mesh
 
 FILE_NAME = "animated.glb"
-FOLDER = "ply"
+FOLDER = "animated"
 FAR = 1.0
 """Extents of the nodes that half of a mesh's vertices may be away from the nearest node."""
 
@@ -38,6 +38,8 @@ class Animated:
 
     mesh: Mesh
     skinning: Skinning
+    rest: Rest
+    """Of all the hypotheses in the folder."""
     hypotheses: Hypotheses
     numbers: list[int]
     """Of the hypotheses in the folder they came from."""
@@ -57,8 +59,9 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     beside = config.source if config.source.is_dir() else config.source.parent
     out = config.out or beside
     names = [f"hypothesis_{k:02d}" for k in animated.numbers]
+    motion = motion_of(hyp, animated.rest)
     content = skinned_glb(
-        animated.mesh, animated.skinning, motion_of(hyp), hyp, seconds=seconds, names=names
+        animated.mesh, animated.skinning, motion, hyp, seconds=seconds, names=names
     )
     with staged(out, [FILE_NAME]) as stage:
         (stage / FILE_NAME).write_bytes(content)
@@ -67,7 +70,7 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
         points = torch.from_numpy(animated.mesh.vertices)
         frames = (
             (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
-            for k, span, part in stream(points, animated.skinning, hyp, config.blend)
+            for k, span, part in stream(points, animated.skinning, hyp, animated.rest, config.blend)
             for i, vertices in enumerate(part)
         )
         total = hyp.num_hypotheses * hyp.num_frames
@@ -89,11 +92,11 @@ def prepare(config: Animate) -> Animated:
         if given is None
         else read_mesh(given)
     )
-    rest = reference(every).numpy()
-    require_near(mesh, rest)
-    distances = surface_distances(mesh.vertices, mesh.faces, rest)
+    rest = reference(every)
+    require_near(mesh, rest.places.numpy())
+    distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
     skinning = skin(torch.from_numpy(distances))
-    return Animated(mesh, skinning, every.select(torch.tensor(numbers)), numbers)
+    return Animated(mesh, skinning, rest, every.select(torch.tensor(numbers)), numbers)
 
 
 def chosen(which: str, hypotheses: Hypotheses) -> list[int]:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffusion4d.clip import Clip
-    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import (
+        Animate,
+        BuildPack,
+        Evaluate,
+        Export,
+        FindModes,
+        Train,
+        TrainEncoder,
+        View,
+    )
     from diffusion4d.pipeline import Diffusion4DPipeline
 
 BAD_INPUT = 2
@@ -101,12 +110,23 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code. Messages for the user go to standard error."""
-    from diffusion4d.config import Animate, BuildPack, Evaluate, FindModes, Train, TrainEncoder
+    from diffusion4d.config import (
+        Animate,
+        BuildPack,
+        Evaluate,
+        Export,
+        FindModes,
+        Train,
+        TrainEncoder,
+        View,
+    )
 
     command = tyro.cli(
         Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[FindModes, tyro.conf.subcommand("modes")]
+        | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Animate, tyro.conf.subcommand("animate")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[TrainEncoder, tyro.conf.subcommand("train-encoder")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -124,8 +144,12 @@ def run(arguments: list[str]) -> int:
                 return sample(command)
             case FindModes():
                 return find_modes(command)
+            case View():
+                return view(command)
             case Animate():
                 return animate(command)
+            case Export():
+                return export(command)
             case Train():
                 return train(command)
             case TrainEncoder():
@@ -209,7 +233,7 @@ def sample(options: Sample) -> int:
                 result.hypotheses,
                 options.out,
                 clip=result.clip,
-                assumptions=result.assumptions,
+                assumptions={**result.assumptions, **source(options)},
                 timings=result.timings,
                 progress=progress,
             )
@@ -242,6 +266,15 @@ def find_modes(options: "FindModes") -> int:
     return 0
 
 
+def view(config: "View") -> int:
+    """The page that shows hypotheses, as a file or served."""
+    silence_libraries()
+    from diffusion4d.viewer import command
+
+    command.run(config, lambda line: print(f"  {line}", flush=True))
+    return 0
+
+
 def animate(config: "Animate") -> int:
     """A dense surface under the hypotheses, to files."""
     silence_libraries()
@@ -249,6 +282,17 @@ def animate(config: "Animate") -> int:
 
     with staged_progress() as report:
         for file in animation.run(config, lambda done, total: report("ply", done, total)):
+            print(f"  {file}")
+    return 0
+
+
+def export(config: "Export") -> int:
+    """Hypotheses in the formats of other tools."""
+    silence_libraries()
+    from diffusion4d.export import command
+
+    with staged_progress() as report:
+        for file in command.run(config, report):
             print(f"  {file}")
     return 0
 
@@ -297,6 +341,14 @@ def read(options: Sample) -> "Clip | None":
     if options.video is None:
         return None
     return read_clip(options.video, **dataclasses.asdict(options.range))
+
+
+def source(options: Sample) -> "dict[str, dict]":
+    """How the clip was read, so that others find its frames again; nothing for tracks alone."""
+    if options.video is None:
+        return {}
+    video = str(options.video.resolve())
+    return {"source": {"video": video, **dataclasses.asdict(options.range)}}
 
 
 def load_pipeline(options: Sample) -> "Diffusion4DPipeline":

@@ -42,6 +42,40 @@ class FindModes:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """Look at sampled hypotheses in the browser: play, compare, colour, pick points, keep and reject."""
+
+    folder: tyro.conf.Positional[Path] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    video: Path | None = None
+    """The clip that was sampled; the one that summary.json names by default."""
+    html: Path | None = None
+    """Write the page to this file, which needs no server, instead of serving it."""
+    port: int = 8484
+    """On this machine's own address; 0 takes a free one."""
+    browse: bool = True
+    """Open the browser."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write sampled hypotheses in the formats of other tools, beside the files of `diffusion4d sample`."""
+
+    folder: tyro.conf.Positional[Path] = Path("out")
+    """Folder that `diffusion4d sample` wrote, or its hypotheses.npz."""
+    formats: tuple[
+        Literal["ply", "usd", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"], ...
+    ] = ("usd", "tapvid3d")
+    """PLY and 3D Gaussian PLY of every frame, USD of all, or one trajectory a point in a tracker's npz."""
+    hypotheses: str = "best"
+    """Which: best, mean, all, or their numbers, as 0,3,7."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder to write into; that of the hypotheses by default."""
+    video: Path | None = None
+    """The clip, for the colours of the Gaussians."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Animate:
     """Drive a dense surface by sampled hypotheses: a mesh of yours, or the surface of the points themselves."""
 
@@ -57,7 +91,7 @@ class Animate:
     video: Path | None = None
     """The clip, for the colours of the points' own surface."""
     ply: bool = False
-    """Also a PLY file for every frame, in ply/hypothesis_00 …"""
+    """Also a PLY file for every frame, in animated/hypothesis_00 …"""
     blend: Literal["linear", "dual_quaternion", "additive"] = "linear"
     """How nodes move the surface in the PLY files; skinned glTF is linear by definition."""
     seconds: float | None = None

@@ -45,7 +45,7 @@ def _ours(z_up: np.ndarray) -> np.ndarray:
 
 def _ball(hyp: Hypotheses, path: Path) -> Path:
     """A mesh among the points of the first frame, in the axes of files."""
-    rest = reference(hyp).numpy() * FLIP
+    rest = reference(hyp).places.numpy() * FLIP
     ball = trimesh.creation.icosphere(2, 0.3)
     ball.apply_translation(rest.mean(0))
     ball.visual.vertex_colors = np.tile([200, 100, 0, 255], (len(ball.vertices), 1))
@@ -61,18 +61,18 @@ def test_the_skin_is_the_field(tmp_path: Path, world: bool) -> None:
     seconds = 2.0
     config = Animate(mesh, tmp_path, seconds=seconds, ply=True)
     files = run(config)
-    assert [f.name for f in files] == ["animated.glb", "ply"]
+    assert [f.name for f in files] == ["animated.glb", "animated"]
     assert messages(files[0]) == []
     animated = prepare(config)
     points = torch.from_numpy(animated.mesh.vertices)
-    expected = deform(points, animated.skinning.most(4), motion_of(hyp)).numpy()
+    expected = deform(points, animated.skinning.most(4), motion_of(hyp, animated.rest)).numpy()
     read = read_animated(files[0])
     assert [a.name for a in read.skeleton.animations] == [f"hypothesis_{k:02d}" for k in range(3)]
     for k in range(3):
         moved = read.positions(read.skeleton.animations[k], seconds * hyp.times.numpy())
         np.testing.assert_allclose(_ours(moved), expected[k], atol=1e-4)
     # PLY files hold all the nodes' shares, as the field does.
-    whole = deform(points, animated.skinning, motion_of(hyp)).numpy()
+    whole = deform(points, animated.skinning, motion_of(hyp, animated.rest)).numpy()
     for k, t in ((0, 0), (2, 23)):
         back = trimesh.load(files[1] / f"hypothesis_{k:02d}" / f"frame_{t:04d}.ply", process=False)
         np.testing.assert_allclose(back.vertices * FLIP, whole[k, t], atol=1e-4)
@@ -87,7 +87,7 @@ def test_between_the_frames_nodes_follow_the_spline(tmp_path: Path) -> None:
     """A vertex on a node goes where the node goes, at any time."""
     hyp = _lively()
     hyp.save(tmp_path)
-    rest = reference(hyp).numpy() * FLIP
+    rest = reference(hyp).places.numpy() * FLIP
     trimesh.Trimesh(
         rest, [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [11, 12, 13]], process=False
     ).export(tmp_path / "nodes.ply")

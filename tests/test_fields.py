@@ -239,13 +239,13 @@ def test_the_additive_field_shears_what_the_others_turn() -> None:
 
 def test_every_hypothesis_drives_the_same_surface() -> None:
     hyp = fan(3, 20, 24)
-    rest = reference(hyp)
-    motion = motion_of(hyp)
+    shape = reference(hyp)
+    rest, motion = shape.places, motion_of(hyp, shape)
     assert motion.positions.shape == (3, 24, 20, 3)
     torch.testing.assert_close(motion.positions, hyp.evaluate().transpose(1, 2))
     held = skin(torch.cdist(rest, rest))
     whole = deform(rest, held, motion)
-    parts = list(stream(rest, held, hyp, budget=20 * 48 * 7))
+    parts = list(stream(rest, held, hyp, shape, budget=20 * 48 * 7))
     assert [(k, span.start, span.stop) for k, span, _ in parts[:4]] == [
         (0, 0, 7),
         (0, 7, 14),
@@ -254,11 +254,13 @@ def test_every_hypothesis_drives_the_same_surface() -> None:
     ]
     for k, span, vertices in parts:
         torch.testing.assert_close(vertices, whole[k, span])
-    ((k, span, vertices),) = stream(rest, held, hyp, "dual_quaternion", chosen=[2])
+    # One hypothesis alone goes on from the shape of all.
+    alone = hyp.select(torch.tensor([2]))
+    ((k, span, vertices),) = stream(rest, held, alone, shape, "dual_quaternion")
     torch.testing.assert_close(
         vertices, deform(rest, held, motion, "dual_quaternion")[2], atol=1e-5, rtol=1e-4
     )
     with pytest.raises(UserError, match="need a budget of 960 bytes for a frame of 20 vertices"):
-        next(stream(rest, held, hyp, budget=100))
+        next(stream(rest, held, hyp, shape, budget=100))
     with pytest.raises(ValueError, match="need a skinning of 19 points"):
-        next(stream(rest[:19], held, hyp))
+        next(stream(rest[:19], held, hyp, shape))

@@ -93,7 +93,7 @@ def test_too_little_for_a_surface_is_refused() -> None:
 
 def test_the_reference_is_the_mean_of_the_first_frame() -> None:
     hyp = fan(3)
-    torch.testing.assert_close(reference(hyp), hyp.evaluate()[:, :, 0].mean(0))
+    torch.testing.assert_close(reference(hyp).places, hyp.evaluate()[:, :, 0].mean(0))
 
 
 @pytest.mark.parametrize("suffix", ["glb", "ply", "obj"])

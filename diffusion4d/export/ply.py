@@ -5,17 +5,14 @@ Axes are those of hypotheses.glb (glTF: x right, y up, z back), so that files of
 Shape letters:  V vertices   F faces
 """
 
-import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from diffusion4d.errors import UserError
+from diffusion4d.export.folders import replaced_folder
 from diffusion4d.surfaces.mesh import AXES, Mesh
 
 
@@ -69,12 +66,7 @@ def write_ply_sequence(
             name is left as it was then, and replaced otherwise.
     """
     folder = Path(folder)
-    stage: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"need a folder to write, got a file at {folder}")
-        stage = Path(tempfile.mkdtemp(prefix=".diffusion4d-", dir=folder.parent))
+    with replaced_folder(folder) as stage:
         for done, (name, number, mesh) in enumerate(frames, 1):
             place = stage / name
             place.mkdir(exist_ok=True)
@@ -82,14 +74,4 @@ def write_ply_sequence(
             (place / f"frame_{number:04d}.ply").write_bytes(content)
             if progress is not None:
                 progress(done, total)
-        stage.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        stage.replace(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        if stage is not None:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(stage, ignore_errors=True)
     return folder

@@ -45,7 +45,7 @@ def node_distances(
     count = min(neighbours, len(rest) - 1)
     near = np.asarray(KDTree(rest).query(rest, count + 1)[1])
     first = np.repeat(np.arange(len(rest)), count)
-    second = near[:, 1:].ravel()
+    second = np.asarray(near)[:, 1:].ravel()
     if positions is not None:
         length = np.linalg.norm(positions[:, first] - positions[:, second], axis=-1)
         change = np.abs(length / np.maximum(straight[first, second], 1e-12) - 1).max(0)

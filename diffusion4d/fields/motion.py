@@ -15,7 +15,6 @@ at u, at the anchor's own time as well. So one mesh, skinned once, is driven by 
 Shape letters:  N nodes   J neighbours   B hypotheses and instants (any leading axes)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,7 +26,6 @@ from torch import Tensor
 
 from diffusion4d.fields.graph import node_distances
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.splines import BSpline
 
 NEIGHBOURS = 6
 SMOOTH = 0.02
@@ -100,34 +98,36 @@ def node_motion(
     return NodeMotion(rest, positions, turned)
 
 
-def reference(hypotheses: Hypotheses) -> Float[Tensor, "N 3"]:
-    """The shape that surfaces are placed on: the mean over the hypotheses in the first frame, in their own frame."""
-    return hypotheses.mean[:, 0]
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The shape that surfaces are placed on, and how far its nodes are from each other."""
+
+    places: Float[Tensor, "N 3"]
+    along: Float[Tensor, "N N"]
+    """Over the node graph."""
+
+
+def reference(hypotheses: Hypotheses) -> Rest:
+    """The mean over the hypotheses in the first frame, in their own frame; the graph is that of the mean motion.
+
+    A surface is carried by some of the hypotheses from the reference of all.
+    """
+    mean_TN3 = hypotheses.mean.transpose(0, 1)
+    places = mean_TN3.double().cpu().numpy()
+    along = torch.from_numpy(node_distances(places[0], places).astype(np.float32))
+    return Rest(mean_TN3[0], along.to(mean_TN3))
 
 
 def motion_of(
-    hypotheses: Hypotheses,
-    instants: Float[Tensor, "I"] | None = None,
-    chosen: Sequence[int] | slice = slice(None),
+    hypotheses: Hypotheses, rest: Rest, instants: Float[Tensor, "I"] | None = None
 ) -> NodeMotion:
-    """Nodes of some hypotheses at clip times u, B = (K, I); the graph is that of the mean motion.
+    """Nodes of the hypotheses at clip times u, the clip's frames by default; B = (K, I).
 
     Raises:
         ValueError: some u lies outside the knots.
     """
-    rest = reference(hypotheses)
-    u = hypotheses.times if instants is None else instants
-    ctrl = hypotheses.control_points[chosen]
-    curves = BSpline(ctrl, hypotheses.knots, hypotheses.degree)
-    positions = curves.evaluate(u.double().to(ctrl.device)).transpose(1, 2)
-    return node_motion(rest, positions, graph_of(hypotheses))
-
-
-def graph_of(hypotheses: Hypotheses) -> Float[Tensor, "N N"]:
-    """Distances over the node graph of the mean motion."""
-    mean_TN3 = hypotheses.mean.transpose(0, 1).double().cpu().numpy()
-    along = node_distances(mean_TN3[0], mean_TN3)
-    return torch.from_numpy(along.astype(np.float32)).to(hypotheses.control_points)
+    positions = hypotheses.evaluate(instants).transpose(1, 2)
+    return node_motion(rest.places, positions, rest.along)
 
 
 def _neighbours(along: Float[Tensor, "N N"], count: int) -> tuple[Tensor, Float[Tensor, "N J"]]:

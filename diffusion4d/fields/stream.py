@@ -5,7 +5,7 @@ what reads them (a writer, a renderer) takes a few frames at a time. So frames c
 other, as many at once as the budget holds; nodes' motions are made for a hypothesis as it comes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion4d.errors import UserError
 from diffusion4d.fields.blend import Blend, Carrier, deform, require_fit
-from diffusion4d.fields.motion import NodeMotion, graph_of, node_motion, reference
+from diffusion4d.fields.motion import NodeMotion, Rest, motion_of
 from diffusion4d.fields.skinning import Skinning
 from diffusion4d.hypotheses import Hypotheses
 
@@ -28,18 +28,20 @@ def stream(
     points: Float[Tensor, "V 3"],
     skinning: Skinning,
     hypotheses: Hypotheses,
+    rest: Rest,
     blend: Blend = "linear",
     *,
-    chosen: Sequence[int] | None = None,
     budget: int = BUDGET,
 ) -> Iterator[tuple[int, slice, Float[Tensor, "frames V 3"]]]:
-    """The surface of every chosen hypothesis: its number, which frames, and the vertices.
+    """The surface of every hypothesis: its number, which frames, and the vertices.
+
+    Args:
+        points: on the surface at `rest`.
 
     Raises:
         UserError: a budget that does not hold one frame.
         ValueError: a skinning that does not fit.
     """
-    rest, along = reference(hypotheses), graph_of(hypotheses)
     cost = _LINEAR_BYTES
     if blend == "dual_quaternion":
         cost = _QUATERNION_BYTES * skinning.indices.shape[1]
@@ -52,10 +54,9 @@ def stream(
     carrier = None
     if blend != "dual_quaternion":
         carrier = Carrier(points, skinning, hypotheses.num_points, blend)
-    for k in range(hypotheses.num_hypotheses) if chosen is None else chosen:
-        positions = hypotheses.select(torch.tensor([k])).evaluate()[0].transpose(0, 1)
-        motion = node_motion(rest, positions, along)
+    for k in range(hypotheses.num_hypotheses):
+        motion = motion_of(hypotheses.select(torch.tensor([k])), rest)
         for start in range(0, hypotheses.num_frames, frames):
             span = slice(start, min(start + frames, hypotheses.num_frames))
-            part = NodeMotion(rest, motion.positions[span], motion.rotations[span])
+            part = NodeMotion(rest.places, motion.positions[0, span], motion.rotations[0, span])
             yield k, span, carrier(part) if carrier else deform(points, skinning, part, blend)

@@ -46,7 +46,7 @@ def anchor_surface(
     Raises:
         UserError: fewer than 3 points, points on a line, or no triangle that holds.
     """
-    rest = reference(hypotheses).double().cpu().numpy()
+    rest = reference(hypotheses).places.double().cpu().numpy()
     pose = hypotheses.extrinsics.reshape(-1, hypotheses.num_frames, 4, 4)[0, 0].double().numpy()
     if hypotheses.frame == "camera":
         pose = np.eye(4)

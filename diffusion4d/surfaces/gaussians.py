@@ -1,0 +1,76 @@
+r"""A surface as Gaussians, one a vertex, and how a deformation carries them.
+
+At rest a Gaussian is a flat disc on the surface: with n the normal and s the distance to its neighbours,
+
+    Σ = s² (I − n nᵀ) / 4 + (`THIN` s)² n nᵀ
+
+so that discs overlap and leave no holes. A map with the Jacobian J carries it as it carries every small ellipsoid,
+
+    μ' = φ(μ),   Σ' = J Σ Jᵀ                                    (the push-forward of a Gaussian, to first order)
+
+A splat is stored as axes and deviations, R diag(s²) Rᵀ = Σ'.
+
+Shape letters:  V Gaussians   B hypotheses and instants (any leading axes)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from diffusion4d.surfaces.mesh import Mesh
+
+NEIGHBOURS = 6
+THIN = 0.1
+"""Deviation across the surface, in those along it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """Means and covariances, with colours and opacities that motion does not change."""
+
+    means: Float[Tensor, "*B V 3"]
+    covariances: Float[Tensor, "*B V 3 3"]
+    colours: Float[Tensor, "V 3"]
+    """sRGB in [0, 1]."""
+    opacities: Float[Tensor, "V"]
+
+    def axes(self) -> tuple[Float[Tensor, "*B V 3 3"], Float[Tensor, "*B V 3"]]:
+        """Proper rotations R, whose columns are the axes, and deviations s, the least first."""
+        variances, turned = torch.linalg.eigh(self.covariances)
+        sign = torch.linalg.det(turned).sign()
+        turned = torch.cat([turned[..., :2], turned[..., 2:] * sign[..., None, None]], -1)
+        return turned, variances.clamp_min(0).sqrt()
+
+
+def gaussians_of(mesh: Mesh, opacity: float = 0.95) -> Gaussians:
+    """A disc for every vertex; grey where the mesh has no colours.
+
+    Raises:
+        ValueError: an opacity outside (0, 1).
+    """
+    if not 0 < opacity < 1:
+        raise ValueError(f"need an opacity between 0 and 1, got {opacity}")
+    count = min(NEIGHBOURS + 1, len(mesh.vertices))
+    away = KDTree(mesh.vertices).query(mesh.vertices, count)[0].reshape(len(mesh.vertices), -1)
+    spacing = torch.from_numpy(away[:, 1:].mean(1).astype(np.float32)) / 2
+    normal = torch.from_numpy(mesh.normals)
+    across = normal[:, :, None] * normal[:, None]
+    flat = torch.eye(3) - across
+    covariances = spacing.square()[:, None, None] * (flat + THIN**2 * across)
+    colours = np.full_like(mesh.vertices, 0.7) if mesh.colours is None else mesh.colours
+    means = torch.from_numpy(mesh.vertices)
+    return Gaussians(
+        means, covariances, torch.from_numpy(colours), torch.full((len(means),), opacity)
+    )
+
+
+def carried(
+    rest: Gaussians, means: Float[Tensor, "*B V 3"], jacobians: Float[Tensor, "*B V 3 3"]
+) -> Gaussians:
+    """The Gaussians where the surface has gone, Σ' = J Σ Jᵀ."""
+    covariances = jacobians @ rest.covariances.to(jacobians) @ jacobians.mT
+    return Gaussians(means, covariances, rest.colours, rest.opacities)

@@ -1,0 +1,76 @@
+"""What `diffusion4d view` does: hypotheses and their clip, to the page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusion4d.clip import Clip, read_clip
+from diffusion4d.config import View
+from diffusion4d.errors import UserError
+from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.viewer import serve
+from diffusion4d.viewer.content import content
+from diffusion4d.viewer.page import page, write_page
+
+
+def run(config: View, say: Callable[[str], None]) -> None:
+    """Write the page to `config.html`, or serve it until Ctrl-C.
+
+    Raises:
+        UserError: hypotheses or video cannot be used, or the port is taken.
+    """
+    folder = config.folder if config.folder.is_dir() else config.folder.parent
+    hypotheses = Hypotheses.load(config.folder)
+    clip = clip_of(hypotheses, folder, config.video, say)
+    title = Path(clip.name).stem if clip is not None else folder.resolve().name
+    value = content(hypotheses, clip, title=title)
+    if config.html is not None:
+        say(str(write_page(value, config.html)))
+        return
+
+    def save(body: bytes) -> str:
+        return serve.save_choice(hypotheses, body, folder)
+
+    running = serve.server(page(value, can_save=True), save, config.port)
+    serve.serve(running, browse=config.browse, say=say)
+
+
+def clip_of(
+    hypotheses: Hypotheses, folder: Path, video: Path | None, say: Callable[[str], None]
+) -> Clip | None:
+    """The clip that was sampled: the video that is given, or the one summary.json names if it is still there.
+
+    Raises:
+        UserError: a video that is given cannot be read, or has not the frames of the hypotheses.
+    """
+    recorded = _recorded(folder / "summary.json")
+    options = {
+        k: recorded[k]
+        for k in ("start", "end", "stride", "max_frames", "max_size")
+        if k in recorded
+    }
+    if video is not None:
+        return read_clip(video, **options)
+    known = recorded.get("video")
+    if not isinstance(known, str):
+        return None
+    try:
+        clip = read_clip(known, **options)
+    except UserError as error:
+        say(f"without the video: {error}")
+        return None
+    if hypotheses.num_frames != clip.T:
+        say(
+            f"without the video: {known} has {clip.T} frames, the hypotheses {hypotheses.num_frames}"
+        )
+        return None
+    return clip
+
+
+def _recorded(path: Path) -> dict:
+    """How the clip was read, by summary.json; nothing where that does not say."""
+    try:
+        found = json.loads(path.read_text("utf-8"))["assumed"]["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}

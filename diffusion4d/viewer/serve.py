@@ -1,0 +1,103 @@
+"""The page on this machine's own address, where the choice of hypotheses can be saved beside them."""
+
+import json
+import webbrowser
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+
+from diffusion4d.atomic import replace_when_done
+from diffusion4d.errors import UserError
+from diffusion4d.hypotheses import Hypotheses
+
+HOST = "127.0.0.1"
+"""This machine alone: the page is nobody else's."""
+CHOICE = "choice.json"
+KEPT = "kept"
+LARGEST = 1 << 20
+"""Bytes of a choice."""
+
+
+def save_choice(hypotheses: Hypotheses, body: bytes, folder: Path) -> str:
+    """Write choice.json and kept/hypotheses.npz with the hypotheses that were kept; returns what was done.
+
+    Raises:
+        UserError: no choice of these hypotheses, or nothing is kept.
+    """
+    try:
+        kept = json.loads(body)["kept"]
+        good = isinstance(kept, list) and all(type(k) is int for k in kept)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise UserError('need JSON such as {"kept": [0, 2]}')
+    K = hypotheses.num_hypotheses
+    kept = sorted(set(kept))
+    if not kept or kept[0] < 0 or kept[-1] >= K:
+        raise UserError(f"need at least one hypothesis out of 0 … {K - 1}, got {kept}")
+    chosen = hypotheses.select(torch.tensor(kept))
+    chosen.save(folder / KEPT)
+    choice = {"kept": kept, "rejected": [k for k in range(K) if k not in kept]}
+    choice["seeds"] = chosen.seeds.tolist()
+    with replace_when_done(folder / CHOICE) as temporary:
+        temporary.write_text(json.dumps(choice, indent=2) + "\n")
+    return f"{len(kept)} of {K} kept: {folder / CHOICE}, {folder / KEPT}"
+
+
+def server(html: str, save: Callable[[bytes], str], port: int = 0) -> ThreadingHTTPServer:
+    """A server of one page; `serve_forever` runs it. Port 0 takes one that is free.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    content = html.encode("utf-8")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.split("?")[0] != "/":
+                return self._answer(HTTPStatus.NOT_FOUND, b"no such page", "text/plain")
+            return self._answer(HTTPStatus.OK, content, "text/html; charset=utf-8")
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            # A page of another site can send here too, but not with this type without asking first.
+            ours = self.headers.get("Content-Type") == "application/json"
+            if self.path != "/choice" or not ours or not 0 < length <= LARGEST:
+                return self._answer(HTTPStatus.BAD_REQUEST, b"need a choice as JSON", "text/plain")
+            try:
+                told, status = save(self.rfile.read(length)), HTTPStatus.OK
+            except (UserError, OSError) as error:
+                told, status = f"not saved: {error}", HTTPStatus.BAD_REQUEST
+            return self._answer(status, told.encode(), "text/plain; charset=utf-8")
+
+        def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence: requests of one's own browser are no news."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"need a free port, got {port}: {error}") from error
+
+
+def serve(running: ThreadingHTTPServer, *, browse: bool, say: Callable[[str], None]) -> None:
+    """Run until Ctrl-C."""
+    address = f"http://{HOST}:{running.server_address[1]}/"
+    say(f"{address} shows the hypotheses; Ctrl-C ends it")
+    if browse:
+        webbrowser.open(address)
+    try:
+        running.serve_forever()
+    except KeyboardInterrupt:
+        say("ended")
+    finally:
+        running.server_close()

@@ -1,0 +1,192 @@
+"""`diffusion4d export`: every format is read back by a reader that did not write it, and holds what was sampled."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import roma
+import torch
+import trimesh
+from fans import fan
+from scipy.spatial.transform import Rotation
+
+from diffusion4d.cli import run as command
+from diffusion4d.config import Export
+from diffusion4d.evaluation.clips import read_clip
+from diffusion4d.export.command import named_hypotheses, run
+from diffusion4d.export.gaussians import C0, NAMES, gaussian_ply
+from diffusion4d.export.usd import write_usd
+from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.surfaces.gaussians import Gaussians, carried, gaussians_of
+from diffusion4d.surfaces.mesh import Mesh
+
+FLIP = np.array([1, -1, -1])
+
+
+def _moving(K: int = 3) -> Hypotheses:
+    """Hypotheses in the world, each with a camera path of its own."""
+    hyp = fan(K, 30, 12)
+    turn = roma.rotvec_to_rotmat(torch.linspace(0, 0.5, 12)[:, None] * torch.tensor([0.1, 1, 0.2]))
+    extrinsics = torch.eye(4).repeat(K, 12, 1, 1)
+    extrinsics[..., :3, :3] = turn
+    extrinsics[..., 0, 3] = torch.linspace(0, 0.2, 12) * torch.arange(1, K + 1)[:, None]
+    return dataclasses.replace(hyp, frame="world", extrinsics=extrinsics)
+
+
+@pytest.fixture(params=["camera", "world"])
+def sampled(request: pytest.FixtureRequest, tmp_path: Path) -> Hypotheses:
+    hyp = fan(3, 30, 12) if request.param == "camera" else _moving()
+    hyp.save(tmp_path)
+    return hyp
+
+
+def test_layouts_of_other_trackers(sampled: Hypotheses, tmp_path: Path) -> None:
+    layouts = ("tapvid3d", "tapip3d", "trackcraft3r")
+    files = run(Export(tmp_path, layouts, hypotheses="1"))
+    assert [f.name for f in files] == [*layouts]
+    own, world, first = (
+        dict(np.load(tmp_path / name / "hypothesis_01.npz", allow_pickle=False)) for name in layouts
+    )
+    camera_TN3 = sampled.camera_points()[1].transpose(0, 1).numpy()
+    np.testing.assert_allclose(own["tracks_XYZ"], camera_TN3, atol=1e-5)
+    np.testing.assert_array_equal(own["visibility"], sampled.seen.numpy())
+    # The pinhole of every layout takes its own points to its own pixels: ours less half a pixel.
+    fx, fy, cx, cy = own["fx_fy_cx_cy"]
+    pixels = own["tracks_XYZ"][..., :2] / own["tracks_XYZ"][..., 2:] * [fx, fy] + [cx, cy]
+    expected = sampled.project()[1].transpose(0, 1).numpy() - 0.5
+    np.testing.assert_allclose(pixels, expected, atol=1e-2)
+    seen = np.einsum("tij,tnj->tni", world["extrinsics"][:, :3, :3], world["coords"])
+    seen = seen + world["extrinsics"][:, None, :3, 3]
+    flat = np.einsum("tij,tnj->tni", world["intrinsics"], seen)
+    np.testing.assert_allclose(flat[..., :2] / flat[..., 2:], expected, atol=1e-2)
+    np.testing.assert_array_equal(world["query_points"][:, 1:], world["coords"][0])
+    np.testing.assert_allclose(first["tracks"][0], camera_TN3[0], atol=1e-5)
+    start = world["extrinsics"][0]
+    np.testing.assert_allclose(
+        first["tracks"], world["coords"] @ start[:3, :3].T + start[:3, 3], atol=1e-5
+    )
+    # Our own reader of TAPVid-3D's layout takes it for a clip.
+    clip = read_clip(tmp_path / "tapvid3d" / "hypothesis_01.npz", num_points=30, max_frames=12)
+    np.testing.assert_allclose(clip.points.transpose(0, 1), camera_TN3, atol=1e-5)
+
+
+def test_ply_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
+    run(Export(tmp_path, ("ply",), hypotheses="0,2", out=tmp_path / "out"))
+    folder = tmp_path / "out" / "ply"
+    assert sorted(p.name for p in folder.iterdir()) == ["hypothesis_00", "hypothesis_02"]
+    for t in (0, 11):
+        cloud = trimesh.load(folder / "hypothesis_02" / f"frame_{t:04d}.ply")
+        np.testing.assert_allclose(cloud.vertices * FLIP, sampled.evaluate()[2, :, t], atol=1e-5)
+
+
+def test_usd_opens_and_holds_the_points_and_the_camera(sampled: Hypotheses, tmp_path: Path) -> None:
+    pxr = pytest.importorskip("pxr", reason="needs usd-core, the extra usd")
+    from pxr import Usd, UsdGeom, UsdValidation
+
+    del pxr
+    (path,) = run(Export(tmp_path, ("usd",), hypotheses="all"))
+    issues = UsdValidation.ValidationContext(
+        UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    ).Validate(Usd.Stage.Open(str(path)))
+    assert [issue.GetErrorAsString() for issue in issues] == []
+    stage = Usd.Stage.Open(str(path))
+    assert UsdGeom.GetStageUpAxis(stage) == "Y"
+    assert stage.GetTimeCodesPerSecond() == pytest.approx(30)
+    lens = UsdGeom.Camera(stage.GetPrimAtPath("/diffusion4d/camera"))
+    for t in (0, 5, 11):
+        for k in range(3):
+            points = UsdGeom.Points(stage.GetPrimAtPath(f"/diffusion4d/hypothesis_{k:02d}/points"))
+            here = np.array(points.GetPointsAttr().Get(t))
+            np.testing.assert_allclose(here * FLIP, sampled.evaluate()[k, :, t], atol=1e-5)
+        # USD's own camera takes the points of the best hypothesis to their pixels.
+        k = int(sampled.rank()[0])
+        frustum = lens.GetCamera(t).frustum
+        matrix = np.array(frustum.ComputeViewMatrix() * frustum.ComputeProjectionMatrix())
+        places = sampled.evaluate()[k, :, t].double().numpy() * FLIP
+        clip = np.concatenate([places, np.ones((30, 1))], 1) @ matrix
+        H, W = sampled.size
+        pixels = (clip[:, :2] / clip[:, 3:] * [1, -1] + 1) / 2 * [W, H]
+        np.testing.assert_allclose(pixels, sampled.project()[k, :, t], atol=2e-2)
+
+
+def test_gaussian_ply_as_its_viewers_read_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    turn, size = roma.random_rotmat(7), torch.rand(7, 3) + 0.05
+    splats = Gaussians(
+        torch.randn(7, 3),
+        turn @ torch.diag_embed(size**2) @ turn.mT,
+        torch.rand(7, 3),
+        torch.rand(7) * 0.8 + 0.1,
+    )
+    (tmp_path / "a.ply").write_bytes(gaussian_ply(splats))
+    raw = trimesh.load(tmp_path / "a.ply").metadata["_ply_raw"]["vertex"]["data"]
+    assert raw.dtype.names == NAMES
+    column = {name: raw[name].astype(float) for name in NAMES}
+    np.testing.assert_allclose(np.stack([column[a] for a in "xyz"], 1), splats.means, atol=1e-6)
+    quaternion = np.stack([column[f"rot_{i}"] for i in (1, 2, 3, 0)], 1)
+    found = Rotation.from_quat(quaternion).as_matrix()
+    scale = np.exp(np.stack([column[f"scale_{i}"] for i in range(3)], 1))
+    rebuilt = found @ (scale[..., None] ** 2 * np.eye(3)) @ found.transpose(0, 2, 1)
+    np.testing.assert_allclose(rebuilt, splats.covariances, atol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-column["opacity"])), splats.opacities, atol=1e-6)
+    colour = np.stack([column[f"f_dc_{i}"] for i in range(3)], 1) * C0 + 0.5
+    np.testing.assert_allclose(colour, splats.colours, atol=1e-6)
+
+
+def test_gaussians_lie_on_the_surface_and_turn_with_it() -> None:
+    at = np.linspace(0, 1, 6, dtype=np.float32)
+    x, y = np.meshgrid(at, at)
+    vertices = np.stack([x, y, np.full_like(x, 2)], -1).reshape(-1, 3)
+    corner = np.arange(36).reshape(6, 6)[:-1, :-1].ravel()
+    mesh = Mesh(vertices, np.stack([corner, corner + 6, corner + 1], 1))
+    flat = gaussians_of(mesh)
+    turned, deviations = flat.axes()
+    # The least axis is the normal of the sheet.
+    torch.testing.assert_close(turned[..., 0].abs(), torch.tensor([0, 0, 1.0]).expand(36, 3))
+    torch.testing.assert_close(deviations[:, 0], 0.1 * deviations[:, 1])
+    torch.manual_seed(1)
+    turn = roma.random_rotmat(2)[:, None].expand(2, 36, 3, 3)
+    moved = carried(flat, flat.means.expand(2, 36, 3), turn)
+    torch.testing.assert_close(moved.axes()[1], deviations.expand(2, 36, 3), atol=1e-5, rtol=1e-4)
+    normal = moved.axes()[0][..., 0]
+    torch.testing.assert_close((normal * turn[..., 2]).sum(-1).abs(), torch.ones(2, 36))
+    with pytest.raises(ValueError, match="need one instant"):
+        gaussian_ply(moved)
+    with pytest.raises(ValueError, match="opacity between 0 and 1"):
+        gaussians_of(mesh, 1.0)
+
+
+def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
+    run(Export(tmp_path, ("gaussians",)))
+    (folder,) = (tmp_path / "gaussians").iterdir()
+    assert folder.name == f"hypothesis_{int(sampled.rank()[0]):02d}"
+    assert len(list(folder.iterdir())) == 12
+
+
+def test_the_mean_is_one_of_the_choices(sampled: Hypotheses) -> None:
+    named = named_hypotheses("mean", sampled)
+    torch.testing.assert_close(named["mean"].evaluate()[0], sampled.mean)
+
+
+def test_bad_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    fan(2, 30, 12).save(tmp_path)
+    assert command(["export", str(tmp_path / "nothing")]) == 2
+    assert "no hypotheses at" in capsys.readouterr().err
+    assert command(["export", str(tmp_path), "--hypotheses", "5"]) == 2
+    assert "need different hypotheses out of 0 … 1" in capsys.readouterr().err
+    (tmp_path / "ply").write_text("a file")
+    assert command(["export", str(tmp_path), "--formats", "ply"]) == 2
+    assert "need a folder to write, got a file" in capsys.readouterr().err
+    for name in ("pxr", "pxr.Usd", "pxr.UsdGeom"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert command(["export", str(tmp_path), "--formats", "usd"]) == 2
+    assert "pip install 'diffusion4d[usd]'" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hypotheses.npz", "ply"]
+
+
+def test_usda_is_text(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="needs usd-core, the extra usd")
+    path = write_usd(fan(2), tmp_path / "a.usda", seconds=np.arange(12) / 10)
+    assert path.read_text().startswith("#usda")
