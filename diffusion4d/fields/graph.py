@@ -43,7 +43,7 @@ def node_distances(
     if len(rest) == 1:
         return straight
     count = min(neighbours, len(rest) - 1)
-    near = np.asarray(KDTree(rest).query(rest, count + 1)[1])
+    _, near = KDTree(rest).query(rest, count + 1)
     first = np.repeat(np.arange(len(rest)), count)
     second = np.asarray(near)[:, 1:].ravel()
     if positions is not None:

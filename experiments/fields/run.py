@@ -1,160 +1,310 @@
-r"""Which field carries a dense surface best: additive, linear-blend, dual quaternions, or a neural flow?
+r"""What carries a dense surface best when only a few of its points are known to move?
 
-Nodes are 128 points of an animated surface with their true motion, 48 frames, the first one at rest; the rest of the
-surface is what the field has to tell. Species that nothing was trained on (`bodies.HELD_OUT`).
+Animated meshes that no training saw (whole species, rigs; their true motion). 128 vertices, chosen far apart, are the
+nodes, and their true ways are given; every other vertex is carried by
 
-    error       mean, and 95th percentile, of |x' − x*| over vertices and frames, % of the box diagonal at rest
-    drift       RMS change of a detail offset of 1 % of the diagonal, in its surface point's local frame, over its RMS
-                length. The frame of a vertex turns by the best rotation of its edges. Seen from the frames
-                of the surface that the field makes ("own"), and from the true surface's ("true").
-        carried     the offset is a place in space, and moves as the field does (weights of its surface point)
-        framed      it is stored in the frames of the field's surface: own drift is 0 by construction, true drift is
-                    what the field's surface turns otherwise than the true one
-    stretch     RMS relative change of the edges' length; the true surface's own beside it
-    fold-over   share of triangles that are turned over against the locally rigid motion; the true surface's beside it
-    seconds     what the field takes for all frames after nodes and weights are there; its fitting or skinning apart
+    additive             displacements, blended
+    linear               linear-blend skinning with rotations
+    dual quaternion      the same nodes and weights, rigid at every point
+    velocity             a neural velocity field fitted to each motion, integrated
 
-On the two animations of each species that bend it most (`bodies.bending`); the flow, which has to be fitted, on the
-first.
+Told: error of the vertices as a share of the diagonal of the box at rest (mean, and the 95th percentile); drift of a
+detail, offsets of 2 % of the diagonal that are carried by the map's own derivative, against the true local frame;
+share of triangles folded over; edge stretch beside the truth's; seconds. `detail` of a vertex is a random direction
+in the tangent frame.
 
-    python experiments/fields/run.py --meshes FOLDER
+`cost`: 100,000 vertices, 48 frames, 16 hypotheses of 128 nodes, streamed; a process of its own, so that its peak is
+its own. Beside it, materialising all at once, and a plain loop over the nodes for every vertex (timed on 200 vertices
+and scaled up).
 
-Shape letters:  T frames   V vertices   N nodes.
+    python experiments/fields/run.py accuracy --meshes FOLDER
+    python experiments/fields/run.py cost
 """
 
+import dataclasses
 import json
+import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
-from bodies import HELD_OUT, Body, bodies
-from jaxtyping import Float
-from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.fields import measures
-from diffusion4d.fields.blend import deform
+from diffusion4d.data.animated_glb import read_animated
+from diffusion4d.fields.blend import Blend, deform
+from diffusion4d.fields.detail import drift, extract
+from diffusion4d.fields.frames import frames, guides
 from diffusion4d.fields.graph import node_distances, surface_distances
-from diffusion4d.fields.motion import node_motion
+from diffusion4d.fields.measures import edge_stretch, edges_of, fold_over, vertex_rotations
+from diffusion4d.fields.motion import Rest, node_motion, reference
 from diffusion4d.fields.skinning import skin
+from diffusion4d.fields.stream import stream
 from diffusion4d.fields.velocity import fit_velocity, flow
+from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.splines import knot_vector
 
-DETAIL = 0.01
+HELD_OUT = (
+    "Deer",
+    "ShibaInu",
+    "Trex",
+    "Piranha",
+    "MoorishIdol",
+    "George",
+    "shark-animations",
+    "snake-animations",
+)
+FRAMES = 48
+DETAIL = 0.02
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
-    """Deform held-out animated surfaces by the true motion of some of their points."""
+    """Measure deformable fields."""
 
-    meshes: Path
-    """Folder of the animated meshes, as `experiments/pack/README.md` says."""
-    out: Path = Path(__file__).parent / "results.json"
+    parts: Annotated[tuple[Literal["accuracy", "cost", "one"], ...], tyro.conf.Positional]
+    meshes: Path = Path("meshes")
     nodes: int = 128
-    frames: int = 48
-    seed: int = 0
-    hardest: int = 2
-    """Animations of each species, by `bending`."""
-    species: tuple[str, ...] = tuple(HELD_OUT)
-    flow: bool = True
-    """Also fit a neural flow to each species' hardest animation."""
+    motions: int = 2
+    """Of each mesh: the first ones, and those with the largest motion are not picked."""
+    most_vertices: int = 6000
+    out: Path = Path(__file__).parent / "results.json"
+    way: Literal["stream", "whole", "quaternions"] = "stream"
+    """For `one`: how the surface is made in this process."""
 
 
-Move = Callable[[Float[Tensor, "V 3"]], Float[Tensor, "T V 3"]]
+def farthest(points: np.ndarray, count: int) -> np.ndarray:
+    """Vertices that are far from each other, by turns; the first is the one farthest from the middle."""
+    away = np.linalg.norm(points - points.mean(0), axis=1)
+    chosen = [int(away.argmax())]
+    least = np.linalg.norm(points - points[chosen[0]], axis=1)
+    while len(chosen) < min(count, len(points)):
+        chosen.append(int(least.argmax()))
+        least = np.minimum(least, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return np.array(chosen)
 
 
-def judged(
-    body: Body, move: Move, true: Float[Tensor, "T V 3 3"], prepared: float, seed: int
-) -> dict[str, float]:
-    """The row of a field on a body; `move` carries places near the vertices, one for each vertex."""
-    rest, truth, faces = body.vertices[0], body.vertices, body.faces
-    edges = measures.edges_of(faces)
-    start = time.perf_counter()
-    moved = move(rest)
-    seconds = time.perf_counter() - start
-    offset = torch.randn(rest.shape, generator=torch.Generator().manual_seed(seed))
-    offset = DETAIL * torch.nn.functional.normalize(offset, dim=-1)
-    tips = move(rest + offset) - moved
-    own = measures.vertex_rotations(rest, moved, edges)
-    framed = (own @ offset[..., None]).squeeze(-1)
-    miss = (moved - truth).norm(dim=-1)
-    return {
-        "error": 100 * miss.mean().item(),
-        "error95": 100 * miss.flatten().kthvalue(int(0.95 * miss.numel())).values.item(),
-        "carried_own": drift(tips, own, offset),
-        "carried_true": drift(tips, true, offset),
-        "framed_own": drift(framed, own, offset),
-        "framed_true": drift(framed, true, offset),
-        "stretch": measures.edge_stretch(rest, moved, edges).mean().item(),
-        "fold_over": measures.fold_over(rest, moved, faces).mean().item(),
-        "seconds": seconds,
-        "prepared": prepared,
+def motions(path: Path, count: int) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Name, vertices [T, V, 3], faces and seconds of some animations that move at all."""
+    mesh = read_animated(path)
+    found = []
+    for animation in mesh.skeleton.animations:
+        seconds = animation.stop - animation.start
+        if seconds <= 0:
+            continue
+        # A second and a half, as a clip has.
+        times = animation.start + np.linspace(0, min(seconds, 1.6), FRAMES)
+        moved = mesh.positions(animation, times).astype(np.float32)
+        extent = np.linalg.norm(np.ptp(moved[0], axis=0))
+        if np.linalg.norm(moved - moved[:1], axis=-1).max() > 0.05 * extent:
+            found.append((animation.name, moved, mesh.faces, float(times[-1] - times[0])))
+        if len(found) == count:
+            break
+    return found
+
+
+def one_motion(moved: np.ndarray, faces: np.ndarray, settings: Settings) -> dict:
+    """Every field on one motion."""
+    truth = torch.from_numpy(moved)
+    corners = torch.from_numpy(faces.astype(np.int64))
+    rest = truth[0]
+    extent = float((rest.amax(0) - rest.amin(0)).norm())
+    chosen = farthest(moved[0], settings.nodes)
+    positions = truth[:, chosen]
+    edges = edges_of(corners)
+    along = node_distances(moved[0][chosen].astype(float), moved[:, chosen].astype(float))
+    over = surface_distances(moved[0], faces, moved[0][chosen])
+    # The nodes' own graph goes along the surface, too.
+    between = torch.from_numpy(np.minimum(along, over[chosen]).astype(np.float32))
+    begun = time.perf_counter()
+    motion = node_motion(rest[chosen], positions, between)
+    held = skin(torch.from_numpy(over))
+    prepared = time.perf_counter() - begun
+    turned = vertex_rotations(rest, truth, edges)
+    guide = guides(rest, corners)
+    at_rest = frames(rest, corners, guide)
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.nn.functional.normalize(torch.randn(rest.shape, generator=generator), dim=-1)
+    offset = DETAIL * extent * offset
+
+    def told(surface: torch.Tensor, detailed: torch.Tensor, seconds: float) -> dict:
+        error = (surface - truth)[1:].norm(dim=-1)
+        # Against how the true surface turns about the vertex; and in the frames of the surface that carries it.
+        local = (turned.mT @ (detailed - surface)[..., None]).squeeze(-1)
+        strayed = (local - offset)[1:].square().mean().sqrt() / offset.square().mean().sqrt()
+        stored = (at_rest.mT @ offset[..., None]).squeeze(-1)
+        own = drift(stored, surface[1:], detailed[1:], corners, guide).square().mean().sqrt()
+        return {
+            "error": float(error.mean()) / extent,
+            "error 95": float(error.flatten().kthvalue(int(0.95 * error.numel())).values) / extent,
+            "drift": float(own),
+            "drift from the truth": float(strayed),
+            "fold-over": float(fold_over(rest, surface, corners).mean()),
+            "stretch": float(edge_stretch(rest, surface, edges).mean()),
+            "seconds": seconds,
+        }
+
+    rows = {}
+    blends: dict[str, Blend] = {
+        "additive": "additive",
+        "linear": "linear",
+        "dual quaternion": "dual_quaternion",
     }
+    for name, blend in blends.items():
+        begun = time.perf_counter()
+        surface = deform(rest, held, motion, blend)
+        spent = prepared + time.perf_counter() - begun
+        detailed = deform(rest + offset, held, motion, blend)
+        rows[name] = told(surface, detailed, spent)
+        if name == "linear":
+            kept = extract(rest, rest + offset, corners)
+            rows["linear, detail in frames"] = told(surface, kept.on(surface), spent)
+    instants = torch.linspace(0, 1, FRAMES)
+    speed = torch.from_numpy(np.gradient(moved[:, chosen], 1 / (FRAMES - 1), axis=0))
+    begun = time.perf_counter()
+    field = fit_velocity(positions, speed, instants, seed=0)
+    surface = flow(field, rest, instants)
+    spent = time.perf_counter() - begun
+    rows["velocity"] = told(surface, flow(field, rest + offset, instants), spent)
+    rows["truth"] = {
+        "stretch": float(edge_stretch(rest, truth, edges).mean()),
+        "fold-over": float(fold_over(rest, truth, corners).mean()),
+    }
+    return rows
 
 
-def drift(
-    offsets: Float[Tensor, "T V 3"], frames: Float[Tensor, "T V 3 3"], rest: Float[Tensor, "V 3"]
-) -> float:
-    """RMS change of local offsets over their RMS length."""
-    local = (frames.mT @ offsets[..., None]).squeeze(-1)
-    return ((local - rest).square().mean() / rest.square().mean()).sqrt().item()
+def accuracy(settings: Settings) -> dict:
+    """Every held-out mesh."""
+    found: dict = {}
+    for name in HELD_OUT:
+        (path,) = list(settings.meshes.rglob(f"{name}.glb"))
+        for animation, moved, faces, seconds in motions(path, settings.motions):
+            if moved.shape[1] > settings.most_vertices:
+                print(f"{name}: {moved.shape[1]} vertices are too many", file=sys.stderr)
+                continue
+            rows = one_motion(moved, faces, settings)
+            found[f"{name}, {animation}"] = {
+                "vertices": moved.shape[1],
+                "clip seconds": seconds,
+                **rows,
+            }
+            print(name, animation, json.dumps(rows), file=sys.stderr, flush=True)
+    kinds = ("additive", "linear", "linear, detail in frames", "dual quaternion", "velocity")
+    summary = {
+        kind: {
+            key: float(np.mean([row[kind][key] for row in found.values()]))
+            for key in (
+                "error",
+                "error 95",
+                "drift",
+                "drift from the truth",
+                "fold-over",
+                "stretch",
+                "seconds",
+            )
+        }
+        for kind in kinds
+    }
+    summary["truth"] = {
+        key: float(np.mean([row["truth"][key] for row in found.values()]))
+        for key in ("stretch", "fold-over")
+    }
+    return {"summary": summary, "motions": found}
 
 
-def examine(body: Body, settings: Settings, with_flow: bool) -> dict[str, object]:
-    """All fields on one animation."""
-    rest, nodes = body.vertices[0], body.nodes
-    start = time.perf_counter()
-    distances = surface_distances(rest.numpy(), body.faces.numpy(), nodes[0].numpy())
-    skinning = skin(torch.from_numpy(distances))
-    along = node_distances(nodes[0].double().numpy(), nodes.double().numpy())
-    motion = node_motion(nodes[0], nodes, torch.from_numpy(along).float())
-    prepared = time.perf_counter() - start
-    edges = measures.edges_of(body.faces)
-    true = measures.vertex_rotations(rest, body.vertices, edges)
-    fields = {
-        blend: judged(
-            body, lambda x, b=blend: deform(x, skinning, motion, b), true, prepared, settings.seed
+def crowd() -> tuple[Hypotheses, torch.Tensor, Rest]:
+    """16 hypotheses of 128 nodes over 48 frames, and 100,000 points among them."""
+    generator = torch.Generator().manual_seed(0)
+    N, M, K = 128, 12, 16
+    rest = torch.rand(N, 3, generator=generator) + torch.tensor([0.0, 0, 1])
+    ctrl = rest[None, :, None] + 0.1 * torch.randn(K, N, M, 3, generator=generator)
+    hyp = Hypotheses(
+        control_points=ctrl,
+        knots=knot_vector(M),
+        degree=3,
+        times=torch.linspace(0, 1, FRAMES, dtype=torch.float64),
+        query_points=torch.zeros(N, 2),
+        tracks=torch.zeros(FRAMES, N, 2),
+        visibility=torch.ones(FRAMES, N),
+        intrinsics=torch.tensor([256.0, 256, 128, 128]),
+        size=(256, 256),
+        extrinsics=torch.eye(4).repeat(FRAMES, 1, 1),
+        seeds=torch.arange(K),
+    )
+    points = torch.rand(100_000, 3, generator=generator) + torch.tensor([0.0, 0, 1])
+    return hyp, points, reference(hyp)
+
+
+def one(settings: Settings) -> None:
+    """One way in this process; prints seconds and the peak."""
+    hyp, points, rest = crowd()
+    held = skin(torch.cdist(points, rest.places))
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    begun = time.perf_counter()
+    kept, checksum = [], 0.0
+    blend: Blend = "dual_quaternion" if settings.way == "quaternions" else "linear"
+    for _, _, part in stream(points, held, hyp, rest, blend):
+        checksum += float(part[:, ::1000].sum())
+        if settings.way == "whole":
+            kept.append(part.clone())
+    whole = torch.cat(kept) if kept else None
+    spent = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    del whole
+    print(json.dumps({"seconds": spent, "peak GiB": peak, "before GiB": base, "sum": checksum}))
+
+
+def plain_loop(count: int = 200) -> float:
+    """Seconds that a loop over vertices, frames, hypotheses and their nodes would take, by a share of it."""
+    from diffusion4d.fields.motion import motion_of
+
+    hyp, points, rest = crowd()
+    held = skin(torch.cdist(points[:count], rest.places))
+    motion = motion_of(hyp.select(torch.tensor([0])), rest)
+    turned, offsets = motion.rotations[0].numpy(), motion.offsets[0].numpy()
+    places, indices, weights = points[:count].numpy(), held.indices.numpy(), held.weights.numpy()
+    begun = time.perf_counter()
+    for t in range(4):
+        for v in range(count):
+            total = np.zeros(3, np.float32)
+            for j, w in zip(indices[v], weights[v], strict=True):
+                total += w * (turned[t, j] @ places[v] + offsets[t, j])
+    spent = time.perf_counter() - begun
+    return spent / (4 * count) * 100_000 * FRAMES * 16
+
+
+def cost() -> dict:
+    """Every way in a process of its own."""
+    found: dict = {}
+    for way in ("stream", "whole", "quaternions"):
+        run = subprocess.run(
+            [sys.executable, __file__, "one", "--way", way],
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        for blend in ("additive", "linear", "dual_quaternion")
-    }
-    if with_flow:
-        start = time.perf_counter()
-        velocity = fit_velocity(nodes, seed=settings.seed)
-        prepared = time.perf_counter() - start
-        u = torch.linspace(0, 1, len(nodes))
-        fields["flow"] = judged(body, lambda x: flow(velocity, x, u), true, prepared, settings.seed)
-        at_nodes = flow(velocity, nodes[0], u)
-        fields["flow"]["node_error"] = 100 * (at_nodes - nodes).norm(dim=-1).mean().item()
-    return {
-        "species": body.name,
-        "animation": body.animation,
-        "vertices": len(rest),
-        "true_stretch": measures.edge_stretch(rest, body.vertices, edges).mean().item(),
-        "true_fold_over": measures.fold_over(rest, body.vertices, body.faces).mean().item(),
-        "fields": fields,
-    }
+        found[way] = json.loads(run.stdout.splitlines()[-1])
+    found["plain loop, scaled up, seconds"] = plain_loop()
+    found["loop over stream"] = found["plain loop, scaled up, seconds"] / found["stream"]["seconds"]
+    return found
 
 
 def main(settings: Settings) -> None:
-    torch.set_num_threads(1)
-    rows = []
-    for name in settings.species:
-        found = bodies(
-            settings.meshes, name, settings.frames, settings.nodes, settings.seed, settings.hardest
-        )
-        for index, body in enumerate(found):
-            rows.append(examine(body, settings, settings.flow and index == 0))
-            told = {"nodes": settings.nodes, "frames": settings.frames, "seed": settings.seed}
-            told["hardest"] = settings.hardest
-            # Written as it goes: a run that is stopped has an answer about what it saw.
-            with replace_when_done(settings.out) as temporary:
-                temporary.write_text(
-                    json.dumps({"settings": told, "bodies": rows}, indent=1) + "\n"
-                )
-            print(name, body.animation, json.dumps(rows[-1]["fields"]), flush=True)
+    """Results of a part replace those in results.json; other parts stay."""
+    if "one" in settings.parts:
+        return one(settings)
+    results = json.loads(settings.out.read_text()) if settings.out.exists() else {}
+    for part in settings.parts:
+        results[part] = accuracy(settings) if part == "accuracy" else cost()
+        with replace_when_done(settings.out) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results.get("accuracy", {}).get("summary", {}), indent=1))
+    print(json.dumps(results.get("cost", {}), indent=1))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,132 @@
+"""Detail: frames turn with the surface, offsets come back, transport does not drift, a depth map puts points where it
+says."""
+
+import math
+
+import numpy as np
+import pytest
+import roma
+import torch
+import trimesh
+
+from diffusion4d.cameras import project
+from diffusion4d.fields.detail import Detail, drift, extract, from_depth, smooth_base
+from diffusion4d.fields.frames import frames, guides, vertex_normals
+
+
+def _ball(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    ball = trimesh.creation.icosphere(3)
+    bumps = np.random.default_rng(seed).normal(size=(len(ball.vertices), 1))
+    return (
+        torch.from_numpy(ball.vertices * (1 + 0.02 * bumps)),
+        torch.from_numpy(np.asarray(ball.faces, np.int64)),
+    )
+
+
+def _bend(points: torch.Tensor) -> torch.Tensor:
+    """A bend by 120° over the ball: far from rigid as a whole, nearly so in the small."""
+    angle, radius = points[..., 0] * math.pi / 3, 3 / math.pi
+    return torch.stack(
+        [
+            (radius + points[..., 1]) * angle.sin(),
+            (radius + points[..., 1]) * angle.cos(),
+            points[..., 2],
+        ],
+        -1,
+    )
+
+
+def test_normals_of_a_sphere_point_out() -> None:
+    ball = trimesh.creation.icosphere(4)
+    vertices = torch.from_numpy(np.asarray(ball.vertices))
+    normal = vertex_normals(vertices, torch.from_numpy(np.asarray(ball.faces, np.int64)))
+    assert (normal * vertices).sum(-1).min() > 0.999
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (1, 3)])
+def test_frames_turn_with_the_surface(batch: tuple[int, ...]) -> None:
+    full, faces = _ball()
+    guide = guides(full, faces)
+    at_rest = frames(full, faces, guide)
+    eye = torch.eye(3, dtype=torch.float64).expand_as(at_rest)
+    torch.testing.assert_close(at_rest.mT @ at_rest, eye)
+    assert torch.linalg.det(at_rest).min() > 0.999
+    turn = roma.random_rotmat(math.prod(batch), dtype=torch.float64).view(*batch, 1, 3, 3)
+    moved = (turn @ full[..., None]).squeeze(-1) + 3
+    torch.testing.assert_close(frames(moved, faces, guide), turn @ at_rest)
+
+
+def test_what_was_taken_off_comes_back_and_rides_along() -> None:
+    full, faces = _ball()
+    base = smooth_base(full, faces)
+    assert (base - full).norm(dim=-1).mean() > 0.005
+    detail = extract(base, full, faces)
+    torch.testing.assert_close(detail.on(base), full)
+    turn = roma.random_rotmat(2, dtype=torch.float64)[:, None]
+    moved = (turn @ base[..., None]).squeeze(-1)
+    torch.testing.assert_close(detail.on(moved), (turn @ full[..., None]).squeeze(-1))
+    torch.testing.assert_close(detail.scaled(0.0).on(base), base)
+
+
+def test_transport_does_not_drift_and_the_frameless_field_does() -> None:
+    full, faces = _ball()
+    base = smooth_base(full, faces)
+    detail = extract(base, full, faces)
+    bent = _bend(base)
+    own = drift(detail.offsets, bent, detail.on(bent), faces, detail.guide)
+    assert own < 1e-10
+    frameless = drift(detail.offsets, bent, bent + (full - base), faces, detail.guide)
+    # Turns of up to 60° either way: chords of up to 1.
+    assert 0.4 < frameless < 1
+    # A detail that is turned by 60° has drifted by a chord of 2 sin 30° = 1.
+    angle = torch.tensor(math.pi / 3, dtype=torch.float64)
+    about = roma.rotvec_to_rotmat(angle * torch.tensor([0.0, 0, 1], dtype=torch.float64))
+    flat = Detail(
+        torch.tensor([[0.3, 0, 0]], dtype=torch.float64).expand(len(base), 3), faces, detail.guide
+    )
+    turned = Detail(flat.offsets @ about.mT, faces, detail.guide)
+    found = drift(flat.offsets, bent, turned.on(bent), faces, detail.guide)
+    torch.testing.assert_close(found, torch.ones_like(found))
+
+
+def test_smoothing_takes_bumps_and_leaves_the_shape() -> None:
+    full, faces = _ball()
+    base = smooth_base(full, faces)
+    before, after = (p.norm(dim=-1) for p in (full, base))
+    assert after.std() < 0.4 * before.std()
+    assert after.mean() > 0.93
+    torch.testing.assert_close(smooth_base(full, faces, 0.0), full)
+    # A seam that doubles vertices changes nothing.
+    twice = torch.cat([full, full])
+    apart = torch.cat([faces[:600], faces[600:] + len(full)])
+    torch.testing.assert_close(smooth_base(twice, apart)[: len(full)], base)
+    with pytest.raises(ValueError, match="need smooth >= 0"):
+        smooth_base(full, faces, -1.0)
+
+
+def test_detail_from_a_depth_map() -> None:
+    """A flat sheet before a wavy wall: seen vertices go to the wall along their rays, others stay."""
+    at = torch.linspace(-0.4, 0.4, 12, dtype=torch.float64)
+    x, y = torch.meshgrid(at, at, indexing="xy")
+    base = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
+    corner = torch.arange(144).view(12, 12)[:-1, :-1].reshape(-1)
+    first = torch.stack([corner, corner + 12, corner + 1], 1)
+    second = torch.stack([corner + 1, corner + 12, corner + 13], 1)
+    faces = torch.cat([first, second])
+    intrinsics = torch.tensor([100.0, 100, 50, 50], dtype=torch.float64)
+    row = torch.arange(100, dtype=torch.float64)
+    depth = (1 + 0.05 * torch.sin(row / 9))[:, None].expand(100, 100).clone()
+    depth[:, :20] = torch.inf
+    depth[:, 80:] = 3.0
+    full = from_depth(base, faces, depth, intrinsics, limit=0.2).on(base)
+    column, line = project(base, intrinsics).floor().long().T
+    seen = (column >= 20) & (column < 80)
+    torch.testing.assert_close(full[~seen], base[~seen])
+    torch.testing.assert_close(full[seen, 2], depth[line[seen], column[seen]])
+    torch.testing.assert_close(project(full, intrinsics), project(base, intrinsics))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    full, faces = _ball()
+    with pytest.raises(ValueError, match="need every vertex in a triangle, got 1"):
+        guides(torch.cat([full, full[:1] + 9]), faces)
