@@ -83,6 +83,23 @@ def test_collinear_neighbours_turn_with_their_line_and_no_further() -> None:
     )
 
 
+def test_at_a_hinge_each_side_keeps_its_own_turn() -> None:
+    """Half of a bar turns by 90° about a hinge at x = 0; nodes an edge away from it are all but unaware."""
+    at = torch.linspace(0.1, 1.9, 10, dtype=torch.float64)
+    across = torch.tensor([-0.1, 0.1], dtype=torch.float64)
+    side = torch.cartesian_prod(at, across, across)
+    rest = torch.cat([side * torch.tensor([-1.0, 1, 1]), side])
+    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    still = torch.eye(3, dtype=torch.float64)
+    turns = torch.stack([still, quarter]).repeat_interleave(len(side), 0)
+    motion = node_motion(rest, (turns @ rest[..., None]).squeeze(-1))
+    between = roma.rotmat_geodesic_distance(motion.rotations, turns) * 180 / math.pi
+    away = rest[:, 0].abs() > 0.6
+    assert between[away].max() < 1.0
+    # At the hinge a node sees both sides, and turns between them.
+    assert 2 < between[~away].max() < 45
+
+
 def test_weights_are_a_partition_of_unity_without_a_jump() -> None:
     rest = _cloud(50)
     along = torch.from_numpy(node_distances(rest.numpy()))

@@ -1,10 +1,12 @@
 """The velocity field: it follows motions it was fitted to, there and back, the same by both gradients."""
 
 import math
+import sys
 
 import pytest
 import torch
 
+from diffusion4d.errors import UserError
 from diffusion4d.fields.velocity import VelocityField, fit_velocity, flow
 
 pytest.importorskip("torchdiffeq", reason="needs torchdiffeq, the extra fields")
@@ -50,3 +52,10 @@ def test_both_gradients_agree() -> None:
         flow(field, points, instants, adjoint=adjoint)[-1].square().sum().backward()
         slopes.append(torch.cat([p.grad.flatten() for p in field.parameters()]))
     torch.testing.assert_close(slopes[0], slopes[1], atol=1e-4, rtol=1e-3)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    field = VelocityField(torch.zeros(3), 1.0, torch.Generator().manual_seed(1))
+    with pytest.raises(UserError, match=r"diffusion4d\[fields\]"):
+        flow(field, torch.zeros(1, 3), torch.linspace(0, 1, 3))

@@ -11,9 +11,9 @@ does not grow with the steps).
 Shape letters:  N nodes   V points   I instants   C features
 """
 
-import itertools
 import math
 from importlib import import_module
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -42,7 +42,7 @@ class VelocityField(nn.Module):
         inputs = 4 * (1 + 2 * FREQUENCIES)
         sizes = (inputs, WIDTH, WIDTH, WIDTH, 3)
         layers: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(sizes):
+        for wide, narrow in pairwise(sizes):
             layer = nn.Linear(wide, narrow)
             nn.init.trunc_normal_(layer.weight, std=wide**-0.5, generator=generator)
             nn.init.zeros_(layer.bias)
