@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
-from run import true_views
+from pictures import true_views
 from torch import Tensor
 
 from diffusion4d import consistency, denoiser, metrics, posterior, sampling, splines

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Float
+from pictures import true_views
 from torch import Tensor
 
 from diffusion4d import consistency, denoiser, sampling, splines
@@ -84,24 +85,6 @@ def tinted(images: Float[Tensor, "F 3 h w"]) -> Float[Tensor, "F 3 h w"]:
     """Red becomes green, green blue, blue red, little by little."""
     share = torch.linspace(0, 1, len(images))[:, None, None, None]
     return torch.lerp(images, images.roll(1, 1), share)
-
-
-def true_views(case: Case, encoder: Encoder, images: Tensor) -> tuple[consistency.Views, Tensor]:
-    """Pictures and features of a clip's key frames, and the true pixels [N, F, 2]."""
-    clip = case.clip
-    assert clip.frames is not None
-    pixels = case.project(case.truth[None])[0][:, clip.frames]
-    grid = encoder.encode(images, clip.u[clip.frames])
-    views = consistency.Views(
-        images,
-        grid.maps,
-        clip.u[clip.frames].double(),
-        clip.visibility[:, clip.frames],
-        clip.tracks[:, 0],
-        case.intrinsics,
-        clip.size,
-    )
-    return views, pixels
 
 
 def held(case: Case, encoder: Encoder, images: Tensor, away: float) -> list[dict]:

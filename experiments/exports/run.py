@@ -148,15 +148,21 @@ def usd_error(path: Path, hyp: Hypotheses) -> dict:
     return {"points": worst, "issues": [issue.GetErrorAsString() for issue in issues]}
 
 
+def points_of(scene: trimesh.Scene) -> np.ndarray:
+    """The points of a file with one cloud."""
+    (cloud,) = scene.geometry.values()
+    return np.asarray(getattr(cloud, "vertices"))  # noqa: B009
+
+
 def files_error(folder: Path, hyp: Hypotheses) -> dict:
     """PLY, Gaussians and npz of the first hypothesis."""
     places = hyp.evaluate()[0].numpy()
     worst, splats = 0.0, 0
     for t in range(hyp.num_frames):
-        cloud = trimesh.load(folder / "ply" / "hypothesis_00" / f"frame_{t:04d}.ply")
-        worst = max(worst, float(np.abs(cloud.vertices * FLIP - places[:, t]).max()))
-        splat = trimesh.load(folder / "gaussians" / "hypothesis_00" / f"frame_{t:04d}.ply")
-        splats += int(np.isfinite(splat.vertices).all())
+        cloud = trimesh.load_scene(folder / "ply" / "hypothesis_00" / f"frame_{t:04d}.ply")
+        worst = max(worst, float(np.abs(points_of(cloud) * FLIP - places[:, t]).max()))
+        splat = trimesh.load_scene(folder / "gaussians" / "hypothesis_00" / f"frame_{t:04d}.ply")
+        splats += int(np.isfinite(points_of(splat)).all())
     own = np.load(folder / "tapvid3d" / "hypothesis_00.npz")["tracks_XYZ"]
     world = np.load(folder / "tapip3d" / "hypothesis_00.npz")["coords"]
     first = np.load(folder / "trackcraft3r" / "hypothesis_00.npz")["tracks"]
