@@ -14,6 +14,9 @@ FOLDER = Path(__file__).parent.parent / "experiments" / "consistency"
 
 def script(name: str) -> ModuleType:
     """Experiments are not installed, so they are loaded by their path."""
+    # What its scripts share lies beside them.
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     spec = importlib.util.spec_from_file_location(f"consistency_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -197,6 +197,8 @@ def test_the_server_answers_for_its_page_alone(tmp_path: Path) -> None:
         for method, path, body, headers, status in (
             ("GET", "/", None, {}, 200),
             ("GET", "/../etc/passwd", None, {}, 404),
+            ("GET", "/", None, {"Host": "elsewhere.example"}, 403),
+            ("POST", "/choice", b'{"kept": [0]}', {**json_type, "Host": "elsewhere.example"}, 400),
             ("POST", "/choice", b'{"kept": [0]}', {"Content-Type": "text/plain"}, 400),
             ("POST", "/other", b'{"kept": [0]}', json_type, 400),
             ("POST", "/choice", b"no json", json_type, 400),

@@ -53,6 +53,7 @@ def clip_of(
         return read_clip(video, **options)
     known = recorded.get("video")
     if not isinstance(known, str):
+        say("without the video: summary.json does not name it; --video does")
         return None
     try:
         clip = read_clip(known, **options)

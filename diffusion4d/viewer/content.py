@@ -74,7 +74,7 @@ def content(hypotheses: Hypotheses, clip: Clip | None = None, *, title: str = ""
         "visibility": _numbers(hyp.visibility),
         "colours": _numbers(torch.from_numpy(colours(hyp))),
         "scale": _numbers(torch.from_numpy(_cividis())),
-        "clusters": _clusters(hyp),
+        **_clusters(hyp),
         "frames": [] if clip is None else [_jpeg(frame) for frame in clip.frames],
     }
 
@@ -85,22 +85,23 @@ def as_json(value: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _clusters(hyp: Hypotheses) -> dict[str, Any] | None:
-    """Groups of hypotheses with their weights and representatives; None where there are too few to tell."""
+def _clusters(hyp: Hypotheses) -> dict[str, Any]:
+    """Groups of hypotheses with their weights and representatives, or why there are none."""
     from diffusion4d import deformation
 
     if hyp.num_hypotheses < FEWEST_FOR_CLUSTERS:
-        return None
+        reason = f"clusters need {FEWEST_FOR_CLUSTERS} hypotheses, here are {hyp.num_hypotheses}"
+        return {"clusters": None, "whyNoClusters": reason}
     try:
         found = deformation.modes(hyp).clusters
-    except UserError:
-        # Control points behind the camera have no place in (x/z, y/z, log z).
-        return None
-    return {
+    except UserError as error:
+        return {"clusters": None, "whyNoClusters": f"no clusters: {error}"}
+    grouped = {
         "labels": [int(label) for label in found.labels],
         "representatives": [int(k) for k in found.representatives],
         "weights": [round(float(w), 4) for w in found.weights],
     }
+    return {"clusters": grouped, "whyNoClusters": ""}
 
 
 def _numbers(array: torch.Tensor) -> str:

@@ -57,6 +57,8 @@ def server(html: str, save: Callable[[bytes], str], port: int = 0) -> ThreadingH
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not self._asked_for_us():
+                return self._answer(HTTPStatus.FORBIDDEN, b"ask for this machine", "text/plain")
             if self.path.split("?")[0] != "/":
                 return self._answer(HTTPStatus.NOT_FOUND, b"no such page", "text/plain")
             return self._answer(HTTPStatus.OK, content, "text/html; charset=utf-8")
@@ -65,6 +67,7 @@ def server(html: str, save: Callable[[bytes], str], port: int = 0) -> ThreadingH
             length = int(self.headers.get("Content-Length") or 0)
             # A page of another site can send here too, but not with this type without asking first.
             ours = self.headers.get("Content-Type") == "application/json"
+            ours = ours and self._asked_for_us()
             if self.path != "/choice" or not ours or not 0 < length <= LARGEST:
                 return self._answer(HTTPStatus.BAD_REQUEST, b"need a choice as JSON", "text/plain")
             try:
@@ -72,6 +75,11 @@ def server(html: str, save: Callable[[bytes], str], port: int = 0) -> ThreadingH
             except (UserError, OSError) as error:
                 told, status = f"not saved: {error}", HTTPStatus.BAD_REQUEST
             return self._answer(status, told.encode(), "text/plain; charset=utf-8")
+
+        def _asked_for_us(self) -> bool:
+            """Whether the address that was asked for is ours; another site's name may have been pointed at it."""
+            host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+            return host in (HOST, "localhost")
 
         def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
             self.send_response(status)

@@ -42,7 +42,7 @@ function dots(which) {
   for (const k of which) for (let n = 0; n < motion.N; n++) {
     motion.place(k, n, state.s, x);
     const colour = colourOf(k, n, state.s), own = state.picked < 0 || n === state.picked;
-    out.set([...x, ...colour, own ? 0.95 : 0.3, n === state.picked ? 11 : which.length > 4 ? 5 : 7], 8 * i++);
+    out.set([...x, ...colour, own ? 0.95 : 0.3, n === state.picked ? 11 : which.length > 4 ? 4 : 7], 8 * i++);
   }
   return out;
 }
@@ -123,7 +123,7 @@ function setup() {
     box.addEventListener("change", () => { state.kept[box.checked ? "add" : "delete"](k); keepChanged(); });
     element("list").append(label);
   }
-  if (!motion.frames.length) element("film").classList.toggle("none", false);
+  if (!motion.clusters) element("why").textContent = motion.whyNoClusters;
   keepChanged(); legend();
 }
 
@@ -148,6 +148,7 @@ function listen() {
     drag.moved += Math.abs(dx) + Math.abs(dy); drag.x = e.clientX; drag.y = e.clientY;
     if (drag.moved > 3) { scene[drag.shift ? "shift" : "turn"](dx, dy); redraw(); }
   });
+  // A click beside all points lets go of the one that is picked.
   space.addEventListener("pointerup", (e) => { if (drag && drag.moved <= 3) pick(hitTest(e)); drag = null; });
   space.addEventListener("contextmenu", (e) => e.preventDefault());
   space.addEventListener("dblclick", () => { scene.home(); redraw(); });
@@ -201,5 +202,16 @@ async function save() {
   } catch (error) { told.textContent = `not saved: ${error}`; }
 }
 
-setup(); listen(); draw();
+// What hypotheses differ about most is what there is to see: its fan is open from the start.
+function mostOpen() {
+  let best = 0, most = -1;
+  for (let n = 0; n < motion.N; n++) {
+    let sum = 0, size = 0;
+    for (let s = 0; s < motion.S; s += motion.perFrame) { sum += motion.spread[n * motion.S + s]; size += motion.speed(-1, n, s); }
+    if (sum * size > most) { most = sum * size; best = n; }
+  }
+  return best;
+}
+
+setup(); listen(); if (motion.K > 1) pick(mostOpen()); draw();
 film.ready().then(() => { frameShown = -1; draw(); window.viewer = { state, motion, scene, draw, pick, ready: true }; });

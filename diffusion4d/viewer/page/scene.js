@@ -118,6 +118,7 @@ class Scene {
 
   setImage(image) {
     const gl = this.gl;
+    this.hasImage = true;
     gl.bindTexture(gl.TEXTURE_2D, this.texture);
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, image);
   }
@@ -132,7 +133,7 @@ class Scene {
     const view = this.view();
     if (frustum) this.drawFrustum(view, frustum, ink);
     if (trails && this.numOrder) {
-      const strength = Math.max(0.12, Math.min(0.9, 14 / Math.sqrt(this.numPaths * this.motion.N)));
+      const strength = Math.max(0.2, Math.min(0.9, 20 / Math.sqrt(this.numPaths * this.motion.N)));
       this.use("line", this.buffers.lines, 24, { place: [3, gl.FLOAT, 0], colour: [4, gl.UNSIGNED_BYTE, 12], at: [1, gl.FLOAT, 16], point: [1, gl.FLOAT, 20] }, view);
       this.uniforms("line", { now, reach: 6 * this.motion.perFrame, strength, picked });
       gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.buffers.order);
@@ -146,11 +147,7 @@ class Scene {
 
   drawFrustum(view, corners, ink) {
     const gl = this.gl, [tip, a, b, c, d] = corners;
-    const quad = new Float32Array([...a, 0, 0, ...b, 1, 0, ...c, 1, 1, ...a, 0, 0, ...c, 1, 1, ...d, 0, 1]);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers.image); gl.bufferData(gl.ARRAY_BUFFER, quad, gl.DYNAMIC_DRAW);
-    this.use("image", this.buffers.image, 20, { place: [3, gl.FLOAT, 0], uv: [2, gl.FLOAT, 12] }, view);
-    gl.bindTexture(gl.TEXTURE_2D, this.texture);
-    gl.drawArrays(gl.TRIANGLES, 0, 6);
+    if (this.hasImage) this.drawImage(view, [a, b, c, d]);
     const edges = [[tip, a], [tip, b], [tip, c], [tip, d], [a, b], [b, c], [c, d], [d, a]].flat();
     const f = new Float32Array(edges.length * 6), bytes = new Uint8Array(f.buffer);
     edges.forEach((x, i) => { f.set(x, i * 6); for (let k = 0; k < 3; k++) bytes[i * 24 + 12 + k] = 255 * ink[k]; bytes[i * 24 + 15] = 255; });
@@ -158,6 +155,15 @@ class Scene {
     this.use("line", this.buffers.frame, 24, { place: [3, gl.FLOAT, 0], colour: [4, gl.UNSIGNED_BYTE, 12], at: [1, gl.FLOAT, 16], point: [1, gl.FLOAT, 20] }, view);
     this.uniforms("line", { now: 0, reach: 1, strength: 0.6, picked: -1 });
     gl.drawArrays(gl.LINES, 0, edges.length);
+  }
+
+  drawImage(view, [a, b, c, d]) {
+    const gl = this.gl;
+    const quad = new Float32Array([...a, 0, 0, ...b, 1, 0, ...c, 1, 1, ...a, 0, 0, ...c, 1, 1, ...d, 0, 1]);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffers.image); gl.bufferData(gl.ARRAY_BUFFER, quad, gl.DYNAMIC_DRAW);
+    this.use("image", this.buffers.image, 20, { place: [3, gl.FLOAT, 0], uv: [2, gl.FLOAT, 12] }, view);
+    gl.bindTexture(gl.TEXTURE_2D, this.texture);
+    gl.drawArrays(gl.TRIANGLES, 0, 6);
   }
 
   use(name, buffer, stride, attributes, view) {
