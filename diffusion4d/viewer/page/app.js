@@ -42,7 +42,7 @@ function dots(which) {
   for (const k of which) for (let n = 0; n < motion.N; n++) {
     motion.place(k, n, state.s, x);
     const colour = colourOf(k, n, state.s), own = state.picked < 0 || n === state.picked;
-    out.set([...x, ...colour, own ? 0.95 : 0.3, n === state.picked ? 11 : which.length > 4 ? 4 : 7], 8 * i++);
+    out.set([...x, ...colour, own ? 0.95 : 0.6, n === state.picked ? 11 : which.length > 4 ? 4 : 7], 8 * i++);
   }
   return out;
 }
@@ -202,12 +202,12 @@ async function save() {
   } catch (error) { told.textContent = `not saved: ${error}`; }
 }
 
-// What hypotheses differ about most is what there is to see: its fan is open from the start.
+// What hypotheses differ about most while it moves unseen is what there is to see: its fan is open from the start.
 function mostOpen() {
   let best = 0, most = -1;
   for (let n = 0; n < motion.N; n++) {
     let sum = 0, size = 0;
-    for (let s = 0; s < motion.S; s += motion.perFrame) { sum += motion.spread[n * motion.S + s]; size += motion.speed(-1, n, s); }
+    for (let s = 0; s < motion.S; s += motion.perFrame) { sum += (motion.seen(n, s) ? 0.1 : 1) * motion.spread[n * motion.S + s]; size += motion.speed(-1, n, s); }
     if (sum * size > most) { most = sum * size; best = n; }
   }
   return best;

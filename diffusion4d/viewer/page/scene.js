@@ -7,7 +7,7 @@ const SHADERS = {
     void main() {
       gl_Position = view * vec4(place, 1.0);
       float near = exp(-abs(at - now) / reach);
-      float own = picked < 0.0 ? 1.0 : (abs(point - picked) < 0.5 ? 3.0 : 0.18);
+      float own = picked < 0.0 ? 1.0 : (abs(point - picked) < 0.5 ? 3.0 : 0.5);
       tint = vec4(colour.rgb, min(1.0, strength * own * (0.22 + 0.78 * near)));
     }`, `#version 300 es
     precision mediump float; in vec4 tint; out vec4 pixel;
