@@ -51,17 +51,24 @@ def test_the_gate_fails_when_it_should(scripts, tmp_path):
     assert free.reached is None
     baseline = tmp_path / "baseline.json"
     with pytest.raises(ValueError, match="need a baseline"):
-        shortfalls([fast, small, free], baseline)
-    scripts["gate"].write_baseline([fast, small, free], baseline)
-    assert json.loads(baseline.read_text()) == {"speed": 9.0, "share": 0.022}
-    assert shortfalls([fast, small, free], baseline) == []
+        shortfalls([fast, small, free], baseline, "one")
+    scripts["gate"].write_baseline([fast, small, free], baseline, "one")
+    assert json.loads(baseline.read_text()) == {"one": {"speed": 9.0, "share": 0.022}}
+    assert shortfalls([fast, small, free], baseline, "one") == []
     within = dataclasses.replace(fast, value=8.11), dataclasses.replace(small, value=0.0241)
-    assert shortfalls([*within, free], baseline) == []
+    assert shortfalls([*within, free], baseline, "one") == []
     beyond = dataclasses.replace(fast, value=8.09), dataclasses.replace(small, value=0.0243)
-    assert len(shortfalls([*beyond, free], baseline)) == 2
-    assert len(shortfalls([dataclasses.replace(fast, value=float("nan")), small], baseline)) == 1
+    assert len(shortfalls([*beyond, free], baseline, "one")) == 2
+    wrong = dataclasses.replace(fast, value=float("nan"))
+    assert len(shortfalls([wrong, small], baseline, "one")) == 1
+    # Each processor is held to its own; one that is not known, to the worst of all.
+    slow = dataclasses.replace(fast, value=3.0)
+    scripts["gate"].write_baseline([slow, dataclasses.replace(small, value=0.01)], baseline, "two")
+    assert shortfalls([slow, small], baseline, "three") == []
+    assert len(shortfalls([slow, small], baseline, "two")) == 1
+    assert len(shortfalls([slow, small], baseline, "one")) == 1
     with pytest.raises(ValueError, match=r"only one side has \['share'\]"):
-        shortfalls([fast], baseline)
+        shortfalls([fast], baseline, "one")
 
 
 def test_exponents_and_medians_of_known_costs(scripts):
@@ -127,9 +134,9 @@ def test_in_miniature(scripts, tmp_path, monkeypatch):
     )
     assert scripts["run"].main(settings) == 0
     results = json.loads(settings.out.read_text())
-    assert {m["key"] for m in results["metrics"] if m["rel_tol"] is not None} == set(
-        json.loads(settings.baseline.read_text())
-    )
+    gated = {m["key"] for m in results["metrics"] if m["rel_tol"] is not None}
+    (held,) = json.loads(settings.baseline.read_text()).values()
+    assert gated == held.keys()
     places = "\n".join(
         f"<!-- {name} -->\n<!-- end -->" for name in ("ladder", "metrics", "budgets")
     )

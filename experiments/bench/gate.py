@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -44,25 +45,42 @@ def recorded(metrics: Iterable[Metric]) -> list[dict]:
     return [dataclasses.asdict(m) | {"reached": m.reached} for m in metrics]
 
 
-def write_baseline(metrics: Iterable[Metric], path: Path) -> None:
-    """Take what was measured for what later runs are held to."""
-    gated = {m.key: m.value for m in metrics if m.rel_tol is not None}
-    path.write_text(json.dumps(gated, indent=1) + "\n")
+def processor() -> str:
+    """What a ratio was measured on: some of them differ by three times from one processor to another."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
-def shortfalls(metrics: Iterable[Metric], path: Path) -> list[str]:
+def write_baseline(metrics: Iterable[Metric], path: Path, on: str) -> None:
+    """Take what was measured for what later runs on this processor are held to; others' values stay."""
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    held[on] = {m.key: m.value for m in metrics if m.rel_tol is not None}
+    path.write_text(json.dumps(held, indent=1) + "\n")
+
+
+def shortfalls(metrics: Iterable[Metric], path: Path, on: str) -> list[str]:
     """What falls short of the baseline, in words; empty if nothing does.
+
+    Held against what this processor gave; one that is not in the file, against the worst that any gave.
 
     Raises:
         ValueError: there is no baseline, or it holds something that was not measured, or lacks something that was.
     """
     if not path.is_file():
         raise ValueError(f"need a baseline at {path}; write one with --accept")
-    baseline = json.loads(path.read_text())
+    known = json.loads(path.read_text())
     gated = {m.key: m for m in metrics if m.rel_tol is not None}
-    if gated.keys() != baseline.keys():
-        apart = sorted(gated.keys() ^ baseline.keys())
-        raise ValueError(f"need the same metrics as in {path}, only one side has {apart}")
+    for held in known.values():
+        if gated.keys() != held.keys():
+            apart = sorted(gated.keys() ^ held.keys())
+            raise ValueError(f"need the same metrics as in {path}, only one side has {apart}")
+    worst = {
+        key: (min if m.better == "higher" else max)(held[key] for held in known.values())
+        for key, m in gated.items()
+    }
+    baseline = known.get(on, worst)
     return [
         f"{key} = {gated[key].value:.4g} {gated[key].unit}, baseline {held:.4g}, {gated[key].better} is better, "
         f"{gated[key].rel_tol:.0%} allowed"

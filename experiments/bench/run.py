@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import tyro
 from costs import costs_of_parts, curves, memory_of_many
-from gate import Metric, recorded, shortfalls, write_baseline
+from gate import Metric, processor, recorded, shortfalls, write_baseline
 from ladder import compiling, ladder, make_bench, throughput
 from page import fill_readme
 from passes import decoding, updating
@@ -143,10 +143,10 @@ def main(settings: Settings) -> int:
     if chosen.out == HERE / "results.json":
         fill_readme(results, HERE)
     if settings.accept:
-        write_baseline(metrics, settings.baseline)
+        write_baseline(metrics, settings.baseline, processor())
     if not settings.gate:
         return 0
-    short = shortfalls(metrics, settings.baseline)
+    short = shortfalls(metrics, settings.baseline, processor())
     for line in short:
         print(f"falls short: {line}", file=sys.stderr)
     return 1 if short else 0
