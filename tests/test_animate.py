@@ -180,13 +180,13 @@ def test_ply_of_points_alone_and_a_sequence_that_fails(tmp_path: Path) -> None:
     mesh = Mesh(points, np.array([[0, 1, 2]]))
 
     def broken():
-        yield "a", 0, mesh
+        yield "mean", 0, mesh
         raise KeyboardInterrupt
 
-    write_ply_sequence([("a", 0, mesh)], tmp_path / "kept", total=1)
+    write_ply_sequence([("mean", 0, mesh)], tmp_path / "kept", total=1)
     with pytest.raises(KeyboardInterrupt):
         write_ply_sequence(broken(), tmp_path / "kept", total=2)
-    assert [p.name for p in (tmp_path / "kept" / "a").iterdir()] == ["frame_0000.ply"]
+    assert [p.name for p in (tmp_path / "kept" / "mean").iterdir()] == ["frame_0000.ply"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cloud.ply", "kept"]
     with pytest.raises(UserError, match="need a folder to write, got a file"):
-        write_ply_sequence([("a", 0, mesh)], tmp_path / "cloud.ply", total=1)
+        write_ply_sequence([("mean", 0, mesh)], tmp_path / "cloud.ply", total=1)

@@ -276,7 +276,18 @@ def test_usage_errors_exit_with_2(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "command", ["sample", "modes", "animate", "train", "train-encoder", "evaluate", "doctor"]
+    "command",
+    [
+        "sample",
+        "modes",
+        "view",
+        "animate",
+        "export",
+        "train",
+        "train-encoder",
+        "evaluate",
+        "doctor",
+    ],
 )
 def test_help_of_each_command(command, capfd):
     with pytest.raises(SystemExit) as error:

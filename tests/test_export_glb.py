@@ -13,8 +13,10 @@ import trimesh
 from fans import fan
 from gltf_validator import messages, package
 
+from diffusion4d import deformation
 from diffusion4d.errors import UserError
 from diffusion4d.export.glb import TRAIL_SAMPLES, glb, write_glb
+from diffusion4d.export.modes import write_modes
 from diffusion4d.export.palette import colours
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.splines import knot_vector
@@ -232,3 +234,9 @@ def test_refuses_what_gltf_cannot_hold():
 def test_khronos_validator_finds_nothing(tmp_path, frame):
     path = write_glb(dataclasses.replace(fan(), frame=frame), tmp_path / "a.glb", seconds=SECONDS)
     assert messages(path) == []
+
+
+@pytest.mark.skipif(package() is None, reason="needs node, and GLTF_VALIDATOR: its npm package")
+def test_khronos_validator_finds_nothing_in_modes(tmp_path):
+    files = write_modes(deformation.modes(fan(12)), tmp_path)
+    assert messages(files["modes.glb"]) == []

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from diffusion4d.cli import run as command
 from diffusion4d.config import Export
+from diffusion4d.errors import UserError
 from diffusion4d.evaluation.clips import read_clip
 from diffusion4d.export.command import named_hypotheses, run
 from diffusion4d.export.gaussians import C0, NAMES, gaussian_ply
@@ -52,15 +53,16 @@ def test_layouts_of_other_trackers(sampled: Hypotheses, tmp_path: Path) -> None:
     camera_TN3 = sampled.camera_points()[1].transpose(0, 1).numpy()
     np.testing.assert_allclose(own["tracks_XYZ"], camera_TN3, atol=1e-5)
     np.testing.assert_array_equal(own["visibility"], sampled.seen.numpy())
-    # The pinhole of every layout takes its own points to its own pixels: ours less half a pixel.
+    # The pinhole of every layout takes its own points to its own pixels.
     fx, fy, cx, cy = own["fx_fy_cx_cy"]
+    expected = sampled.project()[1].transpose(0, 1).numpy()
     pixels = own["tracks_XYZ"][..., :2] / own["tracks_XYZ"][..., 2:] * [fx, fy] + [cx, cy]
-    expected = sampled.project()[1].transpose(0, 1).numpy() - 0.5
     np.testing.assert_allclose(pixels, expected, atol=1e-2)
     seen = np.einsum("tij,tnj->tni", world["extrinsics"][:, :3, :3], world["coords"])
     seen = seen + world["extrinsics"][:, None, :3, 3]
     flat = np.einsum("tij,tnj->tni", world["intrinsics"], seen)
-    np.testing.assert_allclose(flat[..., :2] / flat[..., 2:], expected, atol=1e-2)
+    # These count from the middle of the first pixel.
+    np.testing.assert_allclose(flat[..., :2] / flat[..., 2:], expected - 0.5, atol=1e-2)
     np.testing.assert_array_equal(world["query_points"][:, 1:], world["coords"][0])
     np.testing.assert_allclose(first["tracks"][0], camera_TN3[0], atol=1e-5)
     start = world["extrinsics"][0]
@@ -70,6 +72,8 @@ def test_layouts_of_other_trackers(sampled: Hypotheses, tmp_path: Path) -> None:
     # Our own reader of TAPVid-3D's layout takes it for a clip.
     clip = read_clip(tmp_path / "tapvid3d" / "hypothesis_01.npz", num_points=30, max_frames=12)
     np.testing.assert_allclose(clip.points.transpose(0, 1), camera_TN3, atol=1e-5)
+    torch.testing.assert_close(clip.intrinsics, sampled.intrinsics)
+    assert clip.size == sampled.size
 
 
 def test_ply_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
@@ -165,9 +169,40 @@ def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 12
 
 
-def test_the_mean_is_one_of_the_choices(sampled: Hypotheses) -> None:
-    named = named_hypotheses("mean", sampled)
-    torch.testing.assert_close(named["mean"].evaluate()[0], sampled.mean)
+def test_the_mean_is_one_of_the_choices_where_there_is_one() -> None:
+    hyp = fan(3, 30, 12)
+    torch.testing.assert_close(named_hypotheses("mean", hyp)["mean"].evaluate()[0], hyp.mean)
+    with pytest.raises(UserError, match="need hypotheses that share their cameras"):
+        named_hypotheses("mean", _moving())
+
+
+def test_chosen_hypotheses_keep_their_numbers_in_usd(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="needs usd-core, the extra usd")
+    from pxr import Usd, UsdGeom
+
+    hyp = fan(4, 30, 12)
+    hyp.save(tmp_path)
+    (path,) = run(Export(tmp_path, ("usd",), hypotheses="3,1"))
+    stage = Usd.Stage.Open(str(path))
+    names = [prim.GetName() for prim in stage.GetDefaultPrim().GetChildren()]
+    assert names == ["hypothesis_03", "hypothesis_01", "camera"]
+    points = UsdGeom.Points(stage.GetPrimAtPath("/diffusion4d/hypothesis_03/points"))
+    here = np.array(points.GetPointsAttr().Get(5)) * FLIP
+    np.testing.assert_allclose(here, hyp.evaluate()[3, :, 5], atol=1e-5)
+
+
+def test_only_earlier_results_are_replaced(tmp_path: Path) -> None:
+    fan(3, 30, 12).save(tmp_path)
+    run(Export(tmp_path, ("ply",), hypotheses="all"))
+    run(Export(tmp_path, ("ply",), hypotheses="0"))
+    assert [p.name for p in (tmp_path / "ply").iterdir()] == ["hypothesis_00"]
+    mine = tmp_path / "ply" / "notes.txt"
+    mine.write_text("kept")
+    with pytest.raises(UserError, match=r"hold earlier results and nothing else, got notes\.txt"):
+        run(Export(tmp_path, ("ply",), hypotheses="1"))
+    assert mine.read_text() == "kept"
+    assert len(list((tmp_path / "ply" / "hypothesis_00").iterdir())) == 12
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hypotheses.npz", "ply"]
 
 
 def test_bad_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -65,7 +65,6 @@ def test_what_was_taken_off_comes_back_and_rides_along() -> None:
     turn = roma.random_rotmat(2, dtype=torch.float64)[:, None]
     moved = (turn @ base[..., None]).squeeze(-1)
     torch.testing.assert_close(detail.on(moved), (turn @ full[..., None]).squeeze(-1))
-    torch.testing.assert_close(detail.scaled(0.0).on(base), base)
 
 
 def test_transport_does_not_drift_and_the_frameless_field_does() -> None:
@@ -76,8 +75,15 @@ def test_transport_does_not_drift_and_the_frameless_field_does() -> None:
     own = drift(detail.offsets, bent, detail.on(bent), faces, detail.guide)
     assert own < 1e-10
     frameless = drift(detail.offsets, bent, bent + (full - base), faces, detail.guide)
-    # Turns of up to 60° either way: chords of up to 1.
-    assert 0.4 < frameless < 1
+    # The bend turns the surface at x by −x 60° about z: what stays in the world has turned by as much the other way,
+    # in frames that a ball of this size follows closely.
+    about = roma.rotvec_to_rotmat(
+        base[:, :1] * math.pi / 3 * torch.tensor([0.0, 0, 1], dtype=torch.float64)
+    )
+    offset = full - base
+    turned = (about @ offset[..., None]).squeeze(-1) - offset
+    expected = turned.square().mean().sqrt() / offset.square().mean().sqrt()
+    torch.testing.assert_close(frameless, expected, rtol=0.1, atol=0)
     # A detail that is turned by 60° has drifted by a chord of 2 sin 30° = 1.
     angle = torch.tensor(math.pi / 3, dtype=torch.float64)
     about = roma.rotvec_to_rotmat(angle * torch.tensor([0.0, 0, 1], dtype=torch.float64))

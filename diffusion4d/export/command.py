@@ -52,7 +52,7 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
             if kind == "usd":
                 stage = stack.enter_context(staged(out, [USD_NAME]))
                 shown = every if config.hypotheses == "all" else _together(named)
-                write_usd(shown, stage / USD_NAME, seconds=clock(every, None))
+                write_usd(shown, stage / USD_NAME, seconds=clock(every, None), names=[*named])
                 written.append(out / USD_NAME)
                 continue
             folder = stack.enter_context(replaced_folder(out / kind))
@@ -72,9 +72,14 @@ def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
     """By name: "mean", or what `animate.chosen` takes.
 
     Raises:
-        UserError: as that.
+        UserError: as that; or a mean of hypotheses that are each seen from cameras of their own, which has none.
     """
     if which == "mean":
+        if every.frame == "world" and every.extrinsics.ndim == 4 and every.num_hypotheses > 1:
+            raise UserError(
+                "need hypotheses that share their cameras for a mean, got one camera path each: "
+                "sample with --frame camera"
+            )
         mean = dataclasses.replace(
             every.select(every.rank()[:1]),
             control_points=every.control_points.mean(0, keepdim=True),

@@ -28,7 +28,6 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
 from diffusion4d.export.gltf import INDICES, VERTICES, Buffer, linear_light, pack
 from diffusion4d.export.gltf_motion import (
-    AXES,
     add_cameras,
     animate,
     camera,
@@ -38,6 +37,7 @@ from diffusion4d.export.gltf_motion import (
 )
 from diffusion4d.export.palette import colours
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.surfaces.mesh import AXES
 
 TRAIL_SAMPLES = 32
 """Vertices of one drawn path."""

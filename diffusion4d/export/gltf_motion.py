@@ -28,13 +28,12 @@ from diffusion4d.errors import UserError
 from diffusion4d.export.gltf import Buffer
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.splines import BSpline, hermite
+from diffusion4d.surfaces.mesh import AXES
 
 SPLITS = 4
 """Key intervals per knot span."""
 NEAR = 1e-6
 """Keys closer than this in u are one."""
-AXES = np.array([1.0, -1.0, -1.0])
-"""From OpenCV's axes to glTF's, and back."""
 
 
 def require_playable(hypotheses: Hypotheses, seconds: float) -> None:

@@ -1,18 +1,18 @@
 r"""One trajectory a point, in the npz layouts of other people's trackers and benchmarks.
 
-    tapvid3d       google-deepmind/tapnet, tapvid3d: tracks_XYZ [T, N, 3] in each frame's own camera, visibility [T,
-    N] bool,
-                   fx_fy_cx_cy [4], queries_xyt [N, 3], extrinsics_w2c [T, 4, 4]. A prediction needs the first two.
+    tapvid3d       google-deepmind/tapnet, tapvid3d: tracks_XYZ [T, N, 3] in each frame's own camera, visibility [T, N]
+                   bool, fx_fy_cx_cy [4], queries_xyt [N, 3], extrinsics_w2c [T, 4, 4]. A prediction needs two of them.
     tapip3d        TAPIP3D's inference.py: coords [T, N, 3] in the world, visibs [T, N] bool, intrinsics [T, 3, 3],
-    extrinsics
-                   [T, 4, 4] world to camera, query_points [N, 4] = (t, x, y, z) in the world; its video and depths
-                   are left out
-    trackcraft3r   what TrackCraft3R's predictor returns: tracks [T, N, 3] in the camera of frame 0; beside it, under
-    the names
-                   of its arguments, query_uv [N, 2], intrinsics [4], extrinsics_w2c [T, 4, 4]; and visibility [T, N]
+                   extrinsics [T, 4, 4] world to camera, query_points [N, 4] = (t, x, y, z) in the world. Its video
+                   and depths are left out.
+    trackcraft3r   the sparse answer of TrackCraft3R's predictor: tracks [T, N, 3] in the camera of frame 0; beside it,
+                   named as its arguments, query_uv [N, 2], intrinsics [4], extrinsics_w2c [T, 4, 4]; and visibility
+                   [T, N]. Its own viewer wants dense maps, which there are none of here, and does not open this.
 
-All three count pixels from the middle of the first one, where we count from its corner: 0.5 is taken off. Axes are
-OpenCV's in all of them. Where hypotheses are in each instant's camera frame, the world is taken to be the camera.
+TAPIP3D and TrackCraft3R count pixels from the middle of the first one, where we count from its corner: 0.5 is taken
+off. What TAPVid-3D does was not confirmed; its file is written as our own reader of it (`evaluation.clips`) takes it,
+from the corner, with `size` (H, W) beside it. Axes are OpenCV's in all of them. Where hypotheses are in each
+instant's camera frame, the world is taken to be the camera.
 
 Shape letters:  N points   T frames
 """
@@ -20,9 +20,9 @@ Shape letters:  N points   T frames
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from diffusion4d.cameras import transform
+from diffusion4d.conventions import centred_at_integers
 from diffusion4d.hypotheses import Hypotheses
 
 Arrays = dict[str, np.ndarray]
@@ -32,11 +32,12 @@ def tapvid3d(hypothesis: Hypotheses) -> Arrays:
     """TAPVid-3D's arrays, of the first hypothesis."""
     points_NT3 = hypothesis.camera_points()[0]
     anchor = np.zeros((hypothesis.num_points, 1), np.float32)
-    queries = (hypothesis.query_points.numpy() - 0.5).astype(np.float32)
+    queries = hypothesis.query_points.float().numpy()
     return {
         "tracks_XYZ": points_NT3.transpose(0, 1).float().numpy(),
         "visibility": hypothesis.seen.numpy(),
-        "fx_fy_cx_cy": _lens(hypothesis),
+        "fx_fy_cx_cy": hypothesis.intrinsics.float().numpy(),
+        "size": np.array(hypothesis.size),
         "queries_xyt": np.concatenate([queries, anchor], 1),
         "extrinsics_w2c": _cameras(hypothesis),
     }
@@ -81,7 +82,7 @@ LAYOUTS: dict[str, Callable[[Hypotheses], Arrays]] = {
 
 
 def _lens(hypothesis: Hypotheses) -> np.ndarray:
-    return (hypothesis.intrinsics - torch.tensor([0, 0, 0.5, 0.5])).float().numpy()
+    return centred_at_integers(hypothesis.intrinsics.double().numpy()).astype(np.float32)
 
 
 def _cameras(hypothesis: Hypotheses) -> np.ndarray:

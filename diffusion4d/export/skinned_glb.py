@@ -27,7 +27,6 @@ from torch import Tensor
 from diffusion4d.export.gltf import VERTICES, Buffer, pack
 from diffusion4d.export.gltf_mesh import MeshDocument
 from diffusion4d.export.gltf_motion import (
-    AXES,
     add_camera_to_each,
     animate,
     camera,
@@ -38,6 +37,7 @@ from diffusion4d.export.gltf_motion import (
 from diffusion4d.export.turns import turns
 from diffusion4d.fields.skinning import Skinning
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.surfaces.mesh import AXES
 
 JOINTS = 4
 """Nodes a vertex in the file."""

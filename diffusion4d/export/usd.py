@@ -12,6 +12,7 @@ Shape letters:  K hypotheses   N points   T frames
 """
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,23 @@ import numpy as np
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
-from diffusion4d.export.gltf_motion import AXES
 from diffusion4d.export.palette import colours
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.surfaces.mesh import AXES
 
 
-def write_usd(hypotheses: Hypotheses, path: str | os.PathLike[str], *, seconds: np.ndarray) -> Path:
+def write_usd(
+    hypotheses: Hypotheses,
+    path: str | os.PathLike[str],
+    *,
+    seconds: np.ndarray,
+    names: Sequence[str] | None = None,
+) -> Path:
     """Write a .usdc or .usda file, all of it or nothing.
 
     Args:
         seconds: of every frame [T].
+        names: of the hypotheses' prims; `hypothesis_00` … by default.
 
     Raises:
         UserError: the extra `usd` is not installed.
@@ -57,8 +65,10 @@ def write_usd(hypotheses: Hypotheses, path: str | os.PathLike[str], *, seconds: 
         stage.SetDefaultPrim(root.GetPrim())
         root.GetPrim().SetMetadata("comment", f"units: {hyp.units}; frame: {hyp.frame}")
         radius = 0.012 * float(hyp.camera_points()[..., 2].median().abs().clamp_min(1e-3))
-        for k, colour in enumerate(colours(hyp)):
-            _hypothesis(stage, hyp, k, codes, colour, radius)
+        if names is None:
+            names = [f"hypothesis_{k:02d}" for k in range(hyp.num_hypotheses)]
+        for k, (name, colour) in enumerate(zip(names, colours(hyp), strict=True)):
+            _hypothesis(stage, f"/diffusion4d/{name}", hyp, k, codes, colour, radius)
         _camera(stage, hyp, codes)
         stage.Save()
         del stage
@@ -66,11 +76,16 @@ def write_usd(hypotheses: Hypotheses, path: str | os.PathLike[str], *, seconds: 
 
 
 def _hypothesis(
-    stage: Any, hyp: Hypotheses, k: int, codes: list[float], colour: np.ndarray, radius: float
+    stage: Any,
+    name: str,
+    hyp: Hypotheses,
+    k: int,
+    codes: list[float],
+    colour: np.ndarray,
+    radius: float,
 ) -> None:
     math3d, geometry, types = (import_module(f"pxr.{name}") for name in ("Gf", "UsdGeom", "Vt"))
 
-    name = f"/diffusion4d/hypothesis_{k:02d}"
     geometry.Xform.Define(stage, name)
     places_NT3 = (hyp.select(hyp.seeds.new_tensor([k])).evaluate()[0].numpy() * AXES).astype("f4")
     tint = types.Vec3fArray([math3d.Vec3f(*map(float, colour))])

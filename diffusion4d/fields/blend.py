@@ -2,8 +2,7 @@ r"""From moving nodes to a moving surface: x ↦ x'.
 
     additive          x' = x + Σ_j w_j (p_j − g_j)                        displacements alone, frame-less: the baseline
     linear            x' = Σ_j w_j (R_j (x − g_j) + p_j)                  linear-blend skinning about the nodes
-    dual_quaternion   x' = the motion q̂(x), q̂ = Σ_j w_j q̂_j / ‖·‖        rigid at every point (Kavan et al. 2008,
-    alg. 1)
+    dual_quaternion   x' = q̂(x), q̂ = Σ_j w_j q̂_j / ‖·‖                   rigid at every point (Kavan 2008, alg. 1)
 
 The linear ones are one sparse matrix for all hypotheses and instants: with A_j = [R_j | t_j], row v of S holds w_vj
 (x_v, 1) at the four columns of node j, and x' = S A, A [4N, 3B]. A point is as many products as nodes carry it,

@@ -42,10 +42,6 @@ class Detail:
         turned = frames(base, self.faces, self.guide)
         return base + (turned @ self.offsets.to(base)[..., None]).squeeze(-1)
 
-    def scaled(self, factor: float) -> "Detail":
-        """More of it, or less."""
-        return Detail(factor * self.offsets, self.faces, self.guide)
-
 
 def extract(
     base: Float[Tensor, "V 3"], full: Float[Tensor, "V 3"], faces: Int64[Tensor, "F 3"]
