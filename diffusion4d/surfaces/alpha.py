@@ -4,6 +4,8 @@ Of the Delaunay tetrahedra of the points, those whose circumscribed sphere has a
 surface is the triangles that belong to exactly one of them. A small α shows holes and falls apart, a large one gives
 the convex hull.
 
+The points have to fill the solid: an empty shell has tetrahedra as large as itself, and is refused at the default α.
+
 Shape letters:  N points   F faces
 """
 
