@@ -1,7 +1,8 @@
 """Vertices that a seam has doubled are one.
 
-Files cut a surface wherever a normal or a texture coordinate jumps; for what goes along the surface there is no cut. Places
-that differ by less than about 1e-6 of the surface's extent are the same.
+Files cut a surface wherever a normal or a texture coordinate jumps; for what goes along the surface there is no cut.
+Places that differ by less than about 1e-6 of the surface's extent are the same.
+
 Shape letters:  V vertices   W different ones
 """
 

@@ -1,13 +1,12 @@
 r"""Meshes as pairs of a smooth base and its detail.
 
 A mesh at rest is welded, cut up until no edge is longer than the spacing h = √(area / points), and smoothed by
-`SMOOTH` h (`fields.laplacian`): that is the base. Points of the base at the spacing h know their offset to the same
+`SMOOTH` h (`detail.laplacian`): that is the base. Points of the base at the spacing h know their offset to the same
 place of the mesh; what of it lies along the base's normal is the detail. Which files are trained on, and which are not,
 is what experiments/pack/recipe.toml says.
 """
 
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,9 @@ from jaxtyping import Float
 
 from diffusion4d.data.animated_glb import read_animated
 from diffusion4d.data.decimation import merged
-from diffusion4d.fields.detail_points import Cloud, cloud_of
+from diffusion4d.detail.laplacian import Laplacian, cotangent_laplacian
+from diffusion4d.detail.points import Cloud, cloud_of
 from diffusion4d.fields.frames import vertex_normals
-from diffusion4d.fields.laplacian import Laplacian, cotangent_laplacian
 
 RECIPE = Path(__file__).parents[1] / "pack" / "recipe.toml"
 SMOOTH = 2.0

@@ -1,13 +1,13 @@
 r"""Is sampled detail like the detail that held-out meshes have, and does it stay where it is put?
 
-For every mesh that the recipe holds out: its base is given, and K details are sampled for it (`fields.detail_sampling`).
+For every mesh that the recipe holds out: its base is given, and K details are sampled for it.
 
-    spectrum     energy per wave in bands of wavelength (`fields.detail_measures`): that of the mesh, the mean of the samples',
-                 and of fields without a network; differences are root mean squares over bands, in dB
+    spectrum     energy per wave in bands of wavelength (`detail.measures`): that of the mesh, the mean of the
+                 samples', and of fields without a network; differences are root mean squares over bands, in dB
     amplitudes   Wasserstein distance of all samples' offsets to the mesh's, over the mesh's mean |offset|
     score        fair CRPS of the offset of every vertex, over the mesh's mean |offset|: what knowing the base is worth
-    drift        of the first sample under two of the mesh's own motions: stored in the frames of the base, and frame-less;
-                 and of the mesh's true detail in the frames of its smoothed base, which is what a real surface does
+    drift        of the first sample under two of the mesh's own motions: stored in the frames of the base, and
+                 frame-less; and of the mesh's true detail in the frames of its smoothed base, as the animation has it
 
 Without a network: "white", offsets of the training meshes drawn at random for every vertex; "Gaussian", a stationary
 Gaussian field with the training meshes' mean spectrum, out of the waves of the base. Both know the training meshes and
@@ -29,17 +29,17 @@ from jaxtyping import Float
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.data.animated_glb import read_animated
-from diffusion4d.fields.detail import drift, extract
-from diffusion4d.fields.detail_measures import (
+from diffusion4d.detail.laplacian import cotangent_laplacian
+from diffusion4d.detail.measures import (
     Waves,
     amplitudes_apart,
     fair_crps,
     spectra_apart,
     waves_of,
 )
-from diffusion4d.fields.detail_network import DetailNetwork
-from diffusion4d.fields.detail_sampling import load_detail_network, sample_on_points
-from diffusion4d.fields.laplacian import cotangent_laplacian
+from diffusion4d.detail.network import DetailNetwork
+from diffusion4d.detail.offsets import drift, extract
+from diffusion4d.detail.sampling import load_detail_network, sample_on_points
 
 WAVELENGTHS = np.array([64, 32, 22.6, 16, 11.3, 8, 5.7])
 """h; the longest waves are the body's, the shortest what points at h still hold."""
@@ -169,7 +169,9 @@ def drifts(path: Path, mesh: Pair, offsets: Float[np.ndarray, "V"]) -> list[dict
             continue
         moved = torch.from_numpy(np.stack([mesh.smoothed(frame) for frame in posed]))
 
-        def strayed(offsets: torch.Tensor, full: torch.Tensor, moved: torch.Tensor = moved) -> float:
+        def strayed(
+            offsets: torch.Tensor, full: torch.Tensor, moved: torch.Tensor = moved
+        ) -> float:
             told = drift(offsets, moved, full, faces, kept.guide)
             return float(told.square().mean().sqrt())
 

@@ -1,7 +1,7 @@
-r"""Trains the network that samples detail (`diffusion4d.fields.detail_sampling`) on the recipe's meshes.
+r"""Trains the network that samples detail (`diffusion4d.detail.sampling`) on the recipe's meshes.
 
-Every mesh is a pair of base and detail at two spacings (√(area / 1500) and √(area / 3000)), with two draws of the points
-each. A step takes one of these clouds and K = 2 times t, and compares the network's velocity with α ε − σ x_0 (Salimans
+Every mesh is a pair of base and detail at two spacings (√(area / 1500) and √(area / 3000)), with two draws of the
+points each. A step takes one of these clouds and K = 2 times t, and compares the network's velocity with α ε − σ x_0 (Salimans
 & Ho 2022). What the network is told of the base is disturbed by noise of a random size up to `BLUR` standard
 deviations, so that it does not lean on what is barely there (Ho et al. 2022, conditioning augmentation). Step i draws
 from a generator seeded by (seed, i): a run that was killed goes on as if it had not been.
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from diffusion4d import checkpoint
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.fields.detail_network import DetailNetwork
-from diffusion4d.fields.detail_points import Cloud
+from diffusion4d.detail.network import DetailNetwork
+from diffusion4d.detail.points import Cloud
 from diffusion4d.train import seeded
 from samplers.predictions import target
 from samplers.schedules import CosineSchedule

@@ -1,8 +1,8 @@
 r"""Detail for a surface that has none, sampled: `sample_detail(vertices, faces, seed=0, scale=0.02)`.
 
-Points are laid over the base at the spacing h = `scale` (`detail_points`), a small network (`detail_network`) diffuses
+Points are laid over the base at the spacing h = `scale` (`points`), a small network (`network`) diffuses
 one offset along the normal for each by a table of `samplers`, and the vertices get them by interpolation. What is
-returned is a `detail.Detail`: it rides on every deformation of the base, in its own frames.
+returned is a `offsets.Detail`: it rides on every deformation of the base, in its own frames.
 
 The packaged network was trained on low-poly animals and people; its card says what "detail" means on them.
 Shape letters:  V vertices   F faces   N points   K samples
@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from diffusion4d.detail.network import DetailNetwork
+from diffusion4d.detail.offsets import Detail, extract
+from diffusion4d.detail.points import Cloud, cloud_of
 from diffusion4d.errors import UserError
-from diffusion4d.fields.detail import Detail, extract
-from diffusion4d.fields.detail_network import DetailNetwork
-from diffusion4d.fields.detail_points import Cloud, cloud_of
 from diffusion4d.fields.frames import vertex_normals
 from diffusion4d.fields.weld import weld
 from diffusion4d.models import WEIGHTS

@@ -8,7 +8,7 @@ Two spectra differ by the root mean square over bands of the difference in decib
 Wasserstein distance (the mean difference of the sorted amplitudes), in the unit of d. The fair CRPS of samples s_1..s_K
 of a value y, a proper score (Gneiting & Raftery 2007), is Σ_i |s_i − y| / K − Σ_{i≠j} |s_i − s_j| / 2 K (K − 1).
 
-Drift is `detail.drift`. Shape letters:  V vertices   W waves   B bands   K samples
+Drift is `offsets.drift`. Shape letters:  V vertices   W waves   B bands   K samples
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from diffusion4d.fields.laplacian import Laplacian
+from diffusion4d.detail.laplacian import Laplacian
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Waves:
         return np.divide(energy, count, out=np.full(self.bands, np.nan), where=count > 0)
 
 
-def waves_of(surface: Laplacian, wavelengths: Float[np.ndarray, "B+1"]) -> Waves:
+def waves_of(surface: Laplacian, wavelengths: Float[np.ndarray, "edges"]) -> Waves:
     """All waves of a surface down to the shortest of these wavelengths, the edges of the bands.
 
     Raises:

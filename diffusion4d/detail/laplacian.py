@@ -11,7 +11,7 @@ r"""The Laplacian of a triangle mesh: smoothing by a length, and the waves that 
 An edge whose two cotangents sum to less than nothing counts for nothing: smoothing then never overshoots, on slivers
 either, at the price of some accuracy where the triangles are not Delaunay's.
 
-One implicit step, as `detail.smooth_base` takes, can be undone exactly by whoever knows the Laplacian: detail would be
+One implicit step, as `offsets.smooth_base` takes, can be undone exactly by whoever knows the Laplacian: detail would be
 there to be read off its own base. After several, what is shorter than ℓ is gone for all that arithmetic can tell.
 
 Shape letters:  V vertices   F faces   W waves   D channels

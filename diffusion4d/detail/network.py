@@ -9,8 +9,10 @@ SchNet, Schütt et al. 2017); neighbours are summed under each, and the sums mix
 before (adaLN-Zero, Peebles & Xie 2023). All is local: it reaches some `depth` × 5 h, and
 makes no difference between meshes of other sizes.
 
-Shape letters:  K samples   N points   E neighbours   C channels   B bases
+Shape letters:  K samples   N points   E neighbours   C channels   B bases   D, P features of edges and points
 """
+
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,8 +20,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from diffusion4d.detail.points import EDGE_FEATURES, POINT_FEATURES
 from diffusion4d.dit import fourier, modulate
-from diffusion4d.fields.detail_points import EDGE_FEATURES, POINT_FEATURES
 
 
 class Layer(nn.Module):
@@ -30,7 +32,9 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.weights = nn.Sequential(nn.Linear(EDGE_FEATURES, 16), nn.SiLU(), nn.Linear(16, bases))
         self.mix = nn.Linear((bases + 1) * width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -71,8 +75,8 @@ class DetailNetwork(ModelMixin, ConfigMixin):
         bases: int = 6,
         soft: float = 0.2,
         deviation: float = 1.0,
-        mean: tuple[float, ...] = (0.0,) * POINT_FEATURES,
-        spread: tuple[float, ...] = (1.0,) * POINT_FEATURES,
+        mean: Sequence[float] = (0.0,) * POINT_FEATURES,
+        spread: Sequence[float] = (1.0,) * POINT_FEATURES,
         smooth: float = 2.0,
     ) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ class DetailNetwork(ModelMixin, ConfigMixin):
         """And back."""
         return self.config["soft"] * (self.config["deviation"] * x).sinh()
 
-    def standardised(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def standardised(self, features: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
         """Features of points as the network wants them."""
         return ((features - self.feature_mean) / self.feature_spread).clamp(-5, 5)
 
@@ -105,7 +109,7 @@ class DetailNetwork(ModelMixin, ConfigMixin):
         self,
         x_t: Float[Tensor, "K N"],
         t: Float[Tensor, "K"],
-        features: Float[Tensor, "N D"],
+        features: Float[Tensor, "N P"],
         neighbours: Int64[Tensor, "N E"],
         edges: Float[Tensor, "N E D"],
     ) -> Float[Tensor, "K N"]:

@@ -1,15 +1,16 @@
 r"""A surface as points that know their neighbours: where detail is diffused, whatever the triangles of the mesh.
 
 Artists put small triangles where detail is, so a network on the mesh would read it off the triangles. Points at an even
-spacing h (drawn at random by `trimesh.sample`, and thinned until none has another nearer than 0.8 h) tell the shape of the base and nothing more. With n the normals, e the
-way from a point to a neighbour and r its length, all in units of h, an edge knows
+spacing h (drawn at random by `trimesh.sample`, and thinned until none has another nearer than 0.8 h) tell the shape of
+the base and nothing more. With n the normals, e the way from a point to a neighbour and r its length, all in units of
+h, an edge knows
 
     r,   2 e·n / r²  (the curvature along the edge),   n_i·n_j,   (e·n_i + e·n_j)
 
 and a point, over its `NEAR` nearest neighbours, how these lie: none of it depends on where the surface is or how it is
 turned. A neighbour is one whose normal does not look the other way: the far side of a fin is near in space only.
 
-Shape letters:  N points   E neighbours   V vertices   F faces   D features   K samples
+Shape letters:  N points   E neighbours   V vertices   F faces   D, P features of edges and points   K samples
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Cloud:
     barycentric: Float[np.ndarray, "N 3"]
     neighbours: Int64[Tensor, "N E"]
     edges: Float[Tensor, "N E D"]
-    features: Float[Tensor, "N D"]
+    features: Float[Tensor, "N P"]
 
     def __len__(self) -> int:
         return len(self.points)
@@ -103,7 +104,9 @@ def cloud_of(
     barycentric = np.clip(points_to_barycentric(mesh.triangles[face], points), 0, 1)
     barycentric = np.nan_to_num(barycentric, nan=1 / 3)
     barycentric /= barycentric.sum(1, keepdims=True)
-    corner = vertex_normals(torch.from_numpy(np.asarray(vertices, np.float64)), torch.from_numpy(faces))
+    corner = vertex_normals(
+        torch.from_numpy(np.asarray(vertices, np.float64)), torch.from_numpy(faces)
+    )
     normals = np.einsum("nci,nc->ni", corner.numpy()[faces[face]], barycentric)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-12
     return Cloud(points, normals, face, barycentric, *_told(points / spacing, normals))
@@ -148,7 +151,9 @@ def _told(points: np.ndarray, normals: np.ndarray) -> tuple[Tensor, Tensor, Tens
             edge[:, part, 2].mean(1),
             np.log(length[:, part].max(1) + 0.1),
         ]
-    chosen = np.unique(np.r_[: min(RING, count), np.linspace(RING, count - 1, FAR).round().astype(int)])
+    chosen = np.unique(
+        np.r_[: min(RING, count), np.linspace(RING, count - 1, FAR).round().astype(int)]
+    )
     chosen = chosen[chosen < count]
     return (
         torch.from_numpy(near[:, chosen].astype(np.int64)),
