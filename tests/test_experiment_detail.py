@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -59,10 +60,23 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(train: ModuleType, tmp_path:
 
 
 def test_it_learns(train: ModuleType, tmp_path: Path) -> None:
-    settings = train.Settings(out=tmp_path, steps=200, width=16, depth=2, ema=0.5)
+    settings = train.Settings(out=tmp_path, steps=150, width=12, depth=1, ema=0.5)
     known = train.clouds(None)
     generator = torch.Generator().manual_seed(5)
     before = train.loss_of(train.fitted(settings, known), known[0], 64, generator)
     network = train.train(settings)
     after = train.loss_of(network, known[0], 64, torch.Generator().manual_seed(5))
     assert after < 0.8 * before
+
+
+def test_the_readme_has_the_results() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    content = json.loads((FOLDER / "results.json").read_text())
+    for name in ("samples", "white", "Gaussian"):
+        row = content["summary"][name]
+        keys = ("amplitudes apart", "mean amplitude", "CRPS")
+        cells = [f"{row['spectra apart, dB']:.2f}", *(f"{row[key]:.3f}" for key in keys)]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    for name, mesh in content["meshes"].items():
+        true, mine = mesh["truth"]["mean amplitude"], mesh["samples"]["mean amplitude"]
+        assert f"| {name} | {true:.2f} | {mine:.2f} |" in text

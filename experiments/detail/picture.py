@@ -1,4 +1,4 @@
-"""Held-out meshes without their detail, with it, and with details sampled for them; and the spectra, out of results.json.
+"""Held-out meshes without their detail, with it, and with sampled ones; and the spectra, out of results.json.
 
 python experiments/detail/picture.py --meshes FOLDER
 """

@@ -1,8 +1,8 @@
 r"""Trains the network that samples detail (`diffusion4d.detail.sampling`) on the recipe's meshes.
 
 Every mesh is a pair of base and detail at two spacings (√(area / 1500) and √(area / 3000)), with two draws of the
-points each. A step takes one of these clouds and K = 2 times t, and compares the network's velocity with α ε − σ x_0 (Salimans
-& Ho 2022). What the network is told of the base is disturbed by noise of a random size up to `BLUR` standard
+points each. A step takes one of these clouds and K = 2 times t, and compares the network's velocity with α ε − σ x_0
+(Salimans & Ho 2022). What the network is told of the base is disturbed by noise of a random size up to `BLUR` standard
 deviations, so that it does not lean on what is barely there (Ho et al. 2022, conditioning augmentation). Step i draws
 from a generator seeded by (seed, i): a run that was killed goes on as if it had not been.
 
