@@ -1,1 +1,1 @@
-"""Deformable fields: a few moving nodes carry a dense surface, and its detail, under every hypothesis."""
+"""Deformable fields: a few moving nodes carry a dense surface under every hypothesis."""

@@ -20,6 +20,8 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from diffusion4d.fields.weld import weld
+
 NEIGHBOURS = 8
 """Edges that a node looks for."""
 STRETCH = 0.5
@@ -60,10 +62,7 @@ def surface_distances(
     nodes: Float[np.ndarray, "N 3"],
 ) -> Float[np.ndarray, "V N"]:
     """From every vertex to every node along the edges of a mesh; nodes hang on their nearest vertex."""
-    place, found = np.unique(_rounded(vertices), axis=0, return_inverse=True)
-    welded = np.asarray(found).ravel()
-    points = np.zeros_like(place)
-    points[welded] = vertices
+    points, welded = weld(vertices)
     corner = welded[faces]
     edges = np.concatenate([corner[:, [0, 1]], corner[:, [1, 2]], corner[:, [2, 0]]])
     edges = np.asarray(np.unique(np.sort(edges, 1), axis=0))
@@ -76,11 +75,6 @@ def surface_distances(
     # Where the mesh is coarse beside the spacing of nodes, a path of edges may cut no corner but turns many.
     found = np.where(np.isfinite(found), np.maximum(found, straight), APART * straight)
     return found.T[welded].astype(np.float32)
-
-
-def _rounded(vertices: np.ndarray) -> np.ndarray:
-    extent = max(float(np.ptp(vertices, axis=0).max()), 1e-12)
-    return np.round(vertices / (1e-6 * extent))
 
 
 def _paths(

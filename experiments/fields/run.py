@@ -36,8 +36,8 @@ import tyro
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.data.animated_glb import read_animated
+from diffusion4d.detail.offsets import drift, extract
 from diffusion4d.fields.blend import Blend, deform
-from diffusion4d.fields.detail import drift, extract
 from diffusion4d.fields.frames import frames, guides
 from diffusion4d.fields.graph import node_distances, surface_distances
 from diffusion4d.fields.measures import edge_stretch, edges_of, fold_over, vertex_rotations

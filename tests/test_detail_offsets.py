@@ -10,7 +10,7 @@ import torch
 import trimesh
 
 from diffusion4d.cameras import project
-from diffusion4d.fields.detail import Detail, drift, extract, from_depth, smooth_base
+from diffusion4d.detail.offsets import Detail, drift, extract, from_depth, smooth_base
 from diffusion4d.fields.frames import frames, guides, vertex_normals
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffusion4d.fields.frames import frames, guides
 from diffusion4d.fields.measures import edges_of
+from diffusion4d.fields.weld import weld
 
 SMOOTH = 3.0
 """λ."""
@@ -95,19 +96,14 @@ def smooth_base(
     if smooth < 0:
         raise ValueError(f"need smooth >= 0, got {smooth}")
     points = full.double().cpu().numpy()
-    extent = max(float(np.ptp(points, axis=0).max()), 1e-12)
-    # Vertices that a seam has doubled are one.
-    place, found = np.unique(np.round(points / (1e-6 * extent)), axis=0, return_inverse=True)
-    welded = np.asarray(found).ravel()
+    start, welded = weld(points)
     edges = edges_of(torch.from_numpy(welded)[faces]).numpy()
     edges = edges[edges[:, 0] != edges[:, 1]]
     both = np.concatenate([edges, edges[:, ::-1]])
-    count = len(place)
+    count = len(start)
     joined = coo_matrix((np.ones(len(both)), both.T), (count, count)).tocsr()
     degree = np.maximum(np.asarray(joined.sum(1)).ravel(), 1)
     laplacian = identity(count) - diags(1 / degree) @ joined
-    start = np.zeros((count, 3))
-    start[welded] = points
     solved = splu((identity(count) + smooth * laplacian).tocsc()).solve(start)
     return torch.from_numpy(solved[welded]).to(full)
 
