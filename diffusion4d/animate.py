@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from diffusion4d.clip import read_clip
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
 from diffusion4d.export import ASSUMED_RATE, FILES, clock, staged
@@ -29,6 +30,8 @@ from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.surfaces.delaunay import anchor_surface
+from diffusion4d.surfaces.depths import read_depths
+from diffusion4d.surfaces.fusion import fused_surface
 from diffusion4d.surfaces.mesh import AXES, Mesh, read_mesh
 from diffusion4d.surfaces.texture import encoded, first_picture, textured
 
@@ -102,6 +105,10 @@ def prepare(config: Animate) -> Animated:
     Raises:
         UserError: as `run`.
     """
+    if config.mesh is not None and config.depth is not None:
+        raise UserError(
+            f"need a mesh or depth maps to fuse one from, got {config.mesh} and {config.depth}"
+        )
     every = Hypotheses.load(config.source)
     numbers = chosen(config.hypotheses, every)
     if config.mesh is None:
@@ -124,11 +131,30 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     Raises:
         UserError: no surface, or a video that cannot be used.
     """
+    if config.depth is not None:
+        depths = read_depths(config.depth, hypotheses.num_frames)
+        return fused_surface(
+            hypotheses, int(hypotheses.rank()[0]), depths, _pictures(config, depths.shape)
+        )
     if config.video is None:
         return anchor_surface(hypotheses)
     image = first_picture(config.video, hypotheses, config.start)
     surface = anchor_surface(hypotheses, _shrunk(image, hypotheses.size))
     return textured(surface, hypotheses, encoded(image))
+
+
+def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T 3 H W"] | None:
+    """The frames of the clip, as large as its depth maps; None without a video."""
+    if config.video is None:
+        return None
+    wanted = shape[0]
+    clip = read_clip(config.video, start=config.start, max_frames=wanted)
+    if wanted != clip.T:
+        raise UserError(
+            f"need a video of {wanted} frames from {config.start} s on, got {clip.T} in {config.video}"
+        )
+    frames = (picture.permute(1, 2, 0).float().numpy() / 255 for picture in clip.frames)
+    return np.stack([_shrunk(frame, shape[1:]).transpose(2, 0, 1) for frame in frames])
 
 
 def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
@@ -191,7 +217,7 @@ def _box(points: Float32[np.ndarray, "V 3"]) -> str:
 
 
 def _shrunk(
-    image: Float32[np.ndarray, "rows columns 3"], size: tuple[int, int]
+    image: Float32[np.ndarray, "rows columns 3"], size: tuple[int, ...]
 ) -> Float32[np.ndarray, "H W 3"]:
     """The picture at (H, W) px."""
     import cv2

@@ -90,6 +90,9 @@ class Animate:
     """Which hypotheses: all, best, or their numbers, as 0,3,7."""
     video: Path | None = None
     """The clip, for the looks of the points' own surface."""
+    depth: Path | None = None
+    """npz with the array `depth` [T, H, W]: z of every frame, each up to a factor, NaN or 0 where it is not known. The
+    points' own surface is then fused out of all frames, and has what the first one does not show."""
     start: float = 0.0
     """Seconds into the video where the clip starts."""
     ply: bool = False

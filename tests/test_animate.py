@@ -55,6 +55,66 @@ def _ball(hyp: Hypotheses, path: Path) -> Path:
     return path
 
 
+def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image, the extra surfaces")
+    hyp = fan(2, 60, 8, drift=0.0)
+    height, width = hyp.size
+    pixels = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [width, height]
+    )
+    f, c = hyp.intrinsics[:2], hyp.intrinsics[2:]
+    at = torch.cat([2 * (pixels - c) / f, torch.full((60, 1), 2.0)], -1)
+    ctrl = at[None, :, None].expand(2, -1, hyp.num_ctrl, -1).contiguous()
+    tracks = pixels.expand(8, -1, -1).contiguous()
+    seen = torch.ones(8, 60)
+    hyp = dataclasses.replace(
+        hyp, control_points=ctrl, tracks=tracks, query_points=pixels, visibility=seen
+    )
+    hyp.save(tmp_path)
+    # Whatever the factor, the map of a wall square to the camera is flat.
+    maps = np.stack([np.full((height // 2, width // 2), z) for z in (1.0, 5.0, 0.1, 2.0) * 2])
+    maps[1] = 0
+    np.savez(tmp_path / "maps.npz", depth=maps)
+    (tmp_path / "clip").mkdir()
+    for i in range(8):
+        red = np.tile(np.array([200, 0, 0], np.uint8), (2 * height, 2 * width, 1))
+        Image.fromarray(red).save(tmp_path / "clip" / f"{i}.png")
+    config = Animate(source=tmp_path, depth=tmp_path / "maps.npz", video=tmp_path / "clip")
+    mesh = prepare(config).mesh
+    np.testing.assert_allclose(mesh.vertices[:, 2], 2.0, atol=0.01)
+    assert mesh.colours is not None
+    np.testing.assert_allclose(mesh.colours[:, 0], 200 / 255, atol=0.02)
+    assert np.ptp(mesh.vertices[:, 0]) > 0.8 * np.ptp(at[:, 0].numpy())
+    # And as a file, without a video.
+    (file,) = run(dataclasses.replace(config, video=None))
+    assert len(read_animated(file).faces) == len(mesh.faces)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"depths": np.ones((8, 9, 9))}, "need an npz with the array 'depth'"),
+        ({"depth": np.ones((3, 9, 9))}, r"need depth of shape \[8, H, W\].*got \[3, 9, 9\]"),
+        ({"depth": np.zeros((8, 9, 9))}, "need depths above 0"),
+        ({"depth": np.array(["a"])}, r"got \[1\] of <U1"),
+        ({"depth": np.array([None])}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_depth_maps_that_cannot_be_used_are_refused(tmp_path: Path, content, said: str) -> None:
+    fan(2, 30, 8).save(tmp_path)
+    np.savez(tmp_path / "maps.npz", **content)
+    config = Animate(source=tmp_path, depth=tmp_path / "maps.npz")
+    with pytest.raises(UserError, match=said):
+        run(config)
+    (tmp_path / "maps.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="need an npz"):
+        run(config)
+    with pytest.raises(UserError, match="no depth maps at"):
+        run(dataclasses.replace(config, depth=tmp_path / "none.npz"))
+    with pytest.raises(UserError, match="need a mesh or depth maps"):
+        run(dataclasses.replace(config, mesh=tmp_path / "mesh.glb"))
+
+
 @pytest.mark.parametrize("world", [False, True])
 def test_the_skin_is_the_field(tmp_path: Path, world: bool) -> None:
     hyp = _lively(world=world)

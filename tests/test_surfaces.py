@@ -54,9 +54,16 @@ def test_depth_edges_and_what_parts_is_cut() -> None:
     rest = np.concatenate([row, row + np.array([0, 1, 0]), row + np.array([0, 2, 0])])
     moved = rest + np.repeat([[0.0, 0, 0], [0, 0, 0], [0, 4, 0]], 6, 0)
     faces = triangulate(rest[:, :2])
-    kept = cut(faces, np.zeros(18), np.stack([rest, moved]))
+    kept = cut(faces, np.zeros(18), np.stack([rest, moved])[None])
     assert len(kept) == 10
     assert kept.max() < 12
+    # Away in one hypothesis and through to the other side in another: on average it stays.
+    through = 2 * rest - moved
+    parted = cut(faces, np.zeros(18), np.stack([[rest, moved], [rest, through]]))
+    np.testing.assert_array_equal(parted, kept)
+    # In one of three: most hold together.
+    few = cut(faces, np.zeros(18), np.stack([[rest, moved], [rest, rest], [rest, rest]]))
+    assert len(few) == len(faces)
 
 
 def test_the_surface_takes_the_colours_under_it() -> None:

@@ -52,7 +52,7 @@ def test_too_little_for_a_solid_is_refused() -> None:
 
 
 def test_poisson_of_a_sphere() -> None:
-    pytest.importorskip("open3d", reason="needs Open3D, the extra surfaces")
+    pytest.importorskip("open3d", reason="needs Open3D, the extra poisson")
     from diffusion4d.surfaces.poisson import poisson
 
     ball = trimesh.creation.icosphere(4)
@@ -70,5 +70,5 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusion4d.surfaces.poisson import poisson
 
     monkeypatch.setitem(sys.modules, "open3d", None)
-    with pytest.raises(UserError, match=r"pip install 'diffusion4d\[surfaces\]'"):
+    with pytest.raises(UserError, match=r"pip install 'diffusion4d\[poisson\]'"):
         poisson(np.zeros((4, 3)), np.ones((4, 3)))

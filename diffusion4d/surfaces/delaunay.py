@@ -4,7 +4,8 @@ The points' pixels are triangulated (Delaunay 1934, by scipy). A triangle goes i
 together:
 
     max log z − min log z > max(`JUMP`, `TIMES` · median over the triangles)
-    an edge's length changes by more than `STRETCH` over the mean motion, beyond what the median edge does
+    an edge's length changes by more than `STRETCH` over the motion, beyond what the median edge does: in the median of
+    the hypotheses, so that parts which go opposite ways in two of them, and stay together on average, are parted
 
 What is left is subdivided, so that a few hundred points carry a surface of thousands of vertices. Between the points
 1/z is linear in the pixel, as it is on a plane; so planes stay planes.
@@ -57,7 +58,7 @@ def anchor_surface(
         )
     fx, fy, cx, cy = hypotheses.intrinsics.double().tolist()
     pixels = seen[:, :2] / seen[:, 2:] * [fx, fy] + [cx, cy]
-    motion = hypotheses.mean.transpose(0, 1).double().numpy()
+    motion = hypotheses.evaluate().transpose(1, 2).double().numpy()
     faces = cut(triangulate(pixels), np.log(seen[:, 2]), motion)
     places, faces = subdivided(np.column_stack([pixels, 1 / seen[:, 2]]), faces, levels)
     depth = 1 / places[:, 2]
@@ -91,9 +92,9 @@ def triangulate(pixels: Float[np.ndarray, "N 2"]) -> Int64[np.ndarray, "F 3"]:
 def cut(
     faces: Int64[np.ndarray, "F 3"],
     log_depth: Float[np.ndarray, "N"],
-    motion: Float[np.ndarray, "T N 3"] | None = None,
+    motion: Float[np.ndarray, "K T N 3"] | None = None,
 ) -> Int64[np.ndarray, "kept 3"]:
-    """The triangles that span no depth edge and hold together over the motion.
+    """The triangles that span no depth edge and hold together over the motion of most hypotheses.
 
     Raises:
         UserError: none does.
@@ -101,15 +102,22 @@ def cut(
     span = np.ptp(log_depth[faces], axis=1)
     held = span <= max(JUMP, TIMES * float(np.median(span)))
     if motion is not None:
-        corner = motion[:, faces]
-        length = np.linalg.norm(corner - np.roll(corner, -1, axis=2), axis=-1)
-        change = np.abs(length / np.maximum(length[:1], 1e-12) - 1).max(axis=(0, 2))
+        change = np.median([_change(one, faces) for one in motion], axis=0)
         held &= change <= np.median(change) + STRETCH
     if not held.any():
         raise UserError(
             f"need a triangle within one surface, got {len(faces)} that span depth edges or part"
         )
     return faces[held]
+
+
+def _change(
+    motion: Float[np.ndarray, "T N 3"], faces: Int64[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "F"]:
+    """By how much of its first length an edge of each triangle changes at most."""
+    corner = motion[:, faces]
+    length = np.linalg.norm(corner - np.roll(corner, -1, axis=2), axis=-1)
+    return np.abs(length / np.maximum(length[:1], 1e-12) - 1).max(axis=(0, 2))
 
 
 def subdivided(

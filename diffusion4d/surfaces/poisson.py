@@ -1,4 +1,4 @@
-r"""A closed surface through oriented points, by Open3D (extra `surfaces`).
+r"""A closed surface through oriented points, by Open3D (extra `poisson`).
 
 The surface is a level of the function whose gradient fits the normals (screened Poisson, Kazhdan & Hoppe 2013).
 
@@ -29,7 +29,7 @@ def poisson(
         trim: share of the vertices, those with the fewest points about them, that are cut off.
 
     Raises:
-        UserError: the extra `surfaces` is not installed.
+        UserError: the extra `poisson` is not installed.
     """
     library = _open3d()
     cloud = library.geometry.PointCloud(library.utility.Vector3dVector(points.astype(float)))
@@ -47,5 +47,5 @@ def _open3d() -> Any:
         return import_module("open3d")
     except ImportError as error:
         raise UserError(
-            "need Open3D for this surface: pip install 'diffusion4d[surfaces]'"
+            "need Open3D for this surface: pip install 'diffusion4d[poisson]'"
         ) from error
