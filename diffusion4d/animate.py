@@ -6,7 +6,6 @@ hypotheses, the mean of theirs (`fields.motion.reference`, of all of them, which
 mesh to its own anchor shape.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
-from diffusion4d.export import ASSUMED_RATE, FILES, clock, staged
+from diffusion4d.export import staged
 from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
+from diffusion4d.export.recorded import length
 from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
 from diffusion4d.fields.graph import surface_distances
 from diffusion4d.fields.motion import Rest, motion_of, reference
@@ -67,6 +67,9 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     out = config.out or beside
     hyp, rest = animated.hypotheses, animated.rest
     names = [f"hypothesis_{k:02d}" for k in animated.numbers]
+    seconds = config.seconds
+    if seconds is None:
+        seconds = length(hyp, source=config.source)
 
     def rotations(k: int, u: Float64[Tensor, "U"]) -> Tensor:
         return motion_of(hyp.select(torch.tensor([k])), rest, u).rotations[0]
@@ -77,7 +80,7 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
         rest.places,
         rotations,
         hyp,
-        seconds=length(config, beside, hyp),
+        seconds=seconds,
         names=names,
     )
     with staged(out, [FILE_NAME]) as stage:
@@ -138,18 +141,6 @@ def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarra
         UserError: the video cannot be read, or has another shape.
     """
     return None if video is None else _shrunk(first_picture(video, hypotheses), hypotheses.size)
-
-
-def length(config: Animate, beside: Path, hypotheses: Hypotheses) -> float:
-    """Seconds of the animation: as asked, as summary.json beside the hypotheses has it, or by `ASSUMED_RATE`."""
-    if config.seconds is not None:
-        return config.seconds
-    try:
-        told = json.loads((beside / FILES[-1]).read_text(encoding="utf-8"))
-        found = float(told["hypotheses"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = float(np.ptp(clock(hypotheses, None)))
-    return found or 1 / ASSUMED_RATE
 
 
 def chosen(which: str, hypotheses: Hypotheses) -> list[int]:

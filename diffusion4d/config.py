@@ -36,7 +36,7 @@ class FindModes:
     most_clusters: int = 8
     """Clusters at most."""
     seconds: float | None = None
-    """Length of the animation; the frames at 30 a second by default."""
+    """Length of the animation; that of the clip by summary.json, or the frames at 30 a second."""
     seed: int = 0
     """Of the noise that the hypotheses are compared with."""
 

@@ -105,10 +105,11 @@ def test_between_the_frames_and_for_some_hypotheses_it_is_the_field_too(tmp_path
         np.testing.assert_allclose(moved, exact[k], atol=1e-4)
 
 
-def test_the_length_is_that_of_the_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["", "hypotheses.npz"])
+def test_the_length_is_that_of_the_clip(tmp_path: Path, source: str) -> None:
     hyp = fan(2, 30, 12)
     hyp.save(tmp_path)
-    config = Animate(source=tmp_path, hypotheses="best")
+    config = Animate(source=tmp_path / source, hypotheses="best")
     assert read_animated(run(config)[0]).skeleton.animations[0].stop == pytest.approx(11 / 30)
     (tmp_path / "summary.json").write_text('{"hypotheses": {"seconds": 0.8}}')
     assert read_animated(run(config)[0]).skeleton.animations[0].stop == pytest.approx(0.8)

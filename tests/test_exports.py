@@ -191,6 +191,23 @@ def test_chosen_hypotheses_keep_their_numbers_in_usd(tmp_path: Path) -> None:
     np.testing.assert_allclose(here, hyp.evaluate()[3, :, 5], atol=1e-5)
 
 
+def test_usd_lasts_as_long_as_the_clip(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="needs usd-core, the extra usd")
+    from pxr import Usd
+
+    # A frame that comes late, of a clip of 1.1 s.
+    u = torch.linspace(0, 1, 12, dtype=torch.float64)
+    u[5] += 0.03
+    dataclasses.replace(fan(2, 30, 12), times=u).save(tmp_path)
+    (tmp_path / "summary.json").write_text('{"hypotheses": {"seconds": 1.1}}')
+    (path,) = run(Export(tmp_path, ("usd",), out=tmp_path / "elsewhere"))
+    stage = Usd.Stage.Open(str(path))
+    assert stage.GetTimeCodesPerSecond() == pytest.approx(10)
+    (prim,) = [p for p in stage.Traverse() if p.GetName() == "points"]
+    codes = np.array(prim.GetAttribute("points").GetTimeSamples())
+    np.testing.assert_allclose(codes / stage.GetTimeCodesPerSecond(), 1.1 * u.numpy(), atol=1e-6)
+
+
 def test_only_earlier_results_are_replaced(tmp_path: Path) -> None:
     fan(3, 30, 12).save(tmp_path)
     run(Export(tmp_path, ("ply",), hypotheses="all"))

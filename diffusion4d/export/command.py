@@ -17,11 +17,12 @@ import torch
 from diffusion4d.animate import chosen, first_frame
 from diffusion4d.config import Export
 from diffusion4d.errors import UserError
-from diffusion4d.export import clock, staged
+from diffusion4d.export import staged
 from diffusion4d.export.folders import replaced_folder
 from diffusion4d.export.gaussians import gaussian_ply
 from diffusion4d.export.layouts import LAYOUTS
 from diffusion4d.export.ply import ply
+from diffusion4d.export.recorded import clock
 from diffusion4d.export.usd import write_usd
 from diffusion4d.fields.blend import held_jacobian
 from diffusion4d.fields.graph import surface_distances
@@ -52,7 +53,8 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
             if kind == "usd":
                 stage = stack.enter_context(staged(out, [USD_NAME]))
                 shown = every if config.hypotheses == "all" else _together(named)
-                write_usd(shown, stage / USD_NAME, seconds=clock(every, None), names=[*named])
+                seconds = clock(every, source=config.folder)
+                write_usd(shown, stage / USD_NAME, seconds=seconds, names=[*named])
                 written.append(out / USD_NAME)
                 continue
             folder = stack.enter_context(replaced_folder(out / kind))
