@@ -162,6 +162,23 @@ def test_gaussians_lie_on_the_surface_and_turn_with_it() -> None:
         gaussians_of(mesh, 1.0)
 
 
+def test_the_size_of_gaussians_is_that_of_their_neighbourhood() -> None:
+    """A regular hexagon and its middle: every vertex has the six others for neighbours."""
+    side = 0.3
+    around = np.linspace(0, 2 * np.pi, 7)[:6]
+    rim = side * np.stack([np.cos(around), np.sin(around), 0 * around], 1)
+    turn = roma.random_rotmat(generator=torch.Generator().manual_seed(4)).numpy()
+    vertices = np.concatenate([np.zeros((1, 3)), rim]) @ turn.T + [0.2, 0.1, 2]
+    faces = np.stack([np.zeros(6), np.arange(6) + 1, (np.arange(6) + 1) % 6 + 1], 1)
+    splats = gaussians_of(Mesh(vertices.astype(np.float32), faces.astype(np.int64)))
+    # The middle is a side away from all; a corner a side from three, √3 from two, 2 from one.
+    apart = side * np.array([1, *[(3 + 2 * np.sqrt(3) + 2) / 6] * 6])
+    across = np.outer(turn[:, 2], turn[:, 2])
+    expected = (apart**2)[:, None, None] / 4 * (np.eye(3) - across + across / 100)
+    np.testing.assert_allclose(splats.covariances, expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(splats.opacities, 0.95)
+
+
 def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
     run(Export(tmp_path, ("gaussians",)))
     (folder,) = (tmp_path / "gaussians").iterdir()
