@@ -21,7 +21,7 @@ from diffusion4d.errors import UserError
 from diffusion4d.export import staged
 from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
-from diffusion4d.export.recorded import length
+from diffusion4d.export.recorded import length, start_of
 from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
 from diffusion4d.fields.graph import surface_distances
 from diffusion4d.fields.motion import Rest, motion_of, reference
@@ -129,18 +129,26 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     """
     if config.video is None:
         return anchor_surface(hypotheses)
-    image = first_picture(config.video, hypotheses, config.start)
+    start = start_of(config.start, config.source)
+    image = first_picture(config.video, hypotheses, start)
     surface = anchor_surface(hypotheses, _shrunk(image, hypotheses.size))
     return textured(surface, hypotheses, encoded(image))
 
 
-def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
-    """The video's first frame at the size of the hypotheses; None without a video.
+def first_frame(
+    video: Path | None, hypotheses: Hypotheses, start: float
+) -> Float32[np.ndarray, "H W 3"] | None:
+    """The anchor frame at the size of the hypotheses, sRGB in [0, 1]; None without a video.
+
+    Args:
+        start: s into the video, as the clip was read.
 
     Raises:
         UserError: the video cannot be read, or has another shape.
     """
-    return None if video is None else _shrunk(first_picture(video, hypotheses), hypotheses.size)
+    if video is None:
+        return None
+    return _shrunk(first_picture(video, hypotheses, start), hypotheses.size)
 
 
 def chosen(which: str, hypotheses: Hypotheses) -> list[int]:

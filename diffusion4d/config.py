@@ -72,7 +72,9 @@ class Export:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write into; that of the hypotheses by default."""
     video: Path | None = None
-    """The clip, for the colours of the Gaussians."""
+    """The clip, for the colours of Gaussians and of PLY points; points are warm where they are near without."""
+    start: float | None = None
+    """Seconds into the video where the clip starts; as it was sampled by summary.json, or 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Animate:
     """Which hypotheses: all, best, or their numbers, as 0,3,7."""
     video: Path | None = None
     """The clip, for the looks of the points' own surface."""
-    start: float = 0.0
-    """Seconds into the video where the clip starts."""
+    start: float | None = None
+    """Seconds into the video where the clip starts; as it was sampled by summary.json, or 0."""
     ply: bool = False
     """Also a PLY file for every frame, in animated/hypothesis_00 …"""
     blend: Literal["linear", "dual_quaternion", "additive"] = "linear"

@@ -1,6 +1,7 @@
 """`diffusion4d export`: every format is read back by a reader that did not write it, and holds what was sampled."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import roma
 import torch
 import trimesh
 from fans import fan
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from diffusion4d.cli import run as command
 from diffusion4d.config import Export
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.clips import read_clip
-from diffusion4d.export.command import named_hypotheses, run
+from diffusion4d.export.command import named_hypotheses, point_colours, run
 from diffusion4d.export.gaussians import C0, NAMES, gaussian_ply
+from diffusion4d.export.palette import ramp
 from diffusion4d.export.usd import write_usd
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.surfaces.gaussians import Gaussians, carried, gaussians_of
@@ -83,6 +86,74 @@ def test_ply_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
     for t in (0, 11):
         cloud = trimesh.load(folder / "hypothesis_02" / f"frame_{t:04d}.ply")
         np.testing.assert_allclose(cloud.vertices * FLIP, sampled.evaluate()[2, :, t], atol=1e-5)
+
+
+def _ramp_after_black(hyp: Hypotheses, folder: Path) -> Path:
+    """Frames of twice the size: two black ones, then two whose red and green say which pixel one looks at."""
+    height, width = hyp.size
+    y, x = np.mgrid[: 2 * height, : 2 * width]
+    pixels = np.stack([255 * x / (2 * width), 255 * y / (2 * height), 0 * x], -1).astype(np.uint8)
+    folder.mkdir()
+    for i, frame in enumerate((0 * pixels, 0 * pixels, pixels, pixels)):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    return folder
+
+
+def _colours(path: Path) -> np.ndarray:
+    """sRGB in [0, 1] of a file of points or of Gaussians."""
+    raw = trimesh.load(path).metadata["_ply_raw"]["vertex"]["data"]
+    if "red" in raw.dtype.names:
+        return np.stack([raw[name] / 255 for name in ("red", "green", "blue")], 1)
+    return np.stack([raw[f"f_dc_{i}"] for i in range(3)], 1) * C0 + 0.5
+
+
+@pytest.mark.parametrize("told", ["by the option", "by summary.json", "by both", "by none"])
+def test_colours_are_those_of_the_frame_that_the_clip_starts_with(
+    sampled: Hypotheses, tmp_path: Path, told: str
+) -> None:
+    video = _ramp_after_black(sampled, tmp_path / "clip")
+    begins = 2 / 30
+    recorded = {"by summary.json": begins, "by both": 1 / 30}.get(told)
+    if recorded is not None:
+        report = {"assumed": {"source": {"video": "gone.mp4", "start": recorded}}}
+        (tmp_path / "summary.json").write_text(json.dumps(report))
+    asked = begins if told in ("by the option", "by both") else None
+    run(Export(tmp_path, ("ply", "gaussians"), hypotheses="0", video=video, start=asked))
+    for t in (0, 11):
+        name = f"hypothesis_00/frame_{t:04d}.ply"
+        shown, splats = _colours(tmp_path / "ply" / name), _colours(tmp_path / "gaussians" / name)
+        if told == "by none":
+            assert shown.max() == 0
+            assert splats.max() < 1e-6
+            continue
+        pixels = sampled.query_points.numpy() / np.array(sampled.size)[::-1]
+        np.testing.assert_allclose(shown[:, :2], pixels, atol=0.02)
+        np.testing.assert_allclose(shown[:, 2], 0)
+        # The points are among the corners of their surface.
+        apart = np.linalg.norm(splats[:, None, :2] - pixels, axis=-1).min(0)
+        assert apart.max() < 0.02
+
+
+def test_without_a_video_points_are_warm_where_they_are_near(tmp_path: Path) -> None:
+    hyp = fan(3, 30, 12)
+    order = np.random.default_rng(5).permutation(30)
+    farther = torch.from_numpy(1 + 0.05 * order)[:, None, None].float()
+    hyp = dataclasses.replace(hyp, control_points=hyp.control_points * farther)
+    hyp.save(tmp_path)
+    run(Export(tmp_path, ("ply",), hypotheses="all"))
+    expected = ramp(order / 29)
+    for name in ("hypothesis_00/frame_0000.ply", "hypothesis_02/frame_0011.ply"):
+        np.testing.assert_allclose(_colours(tmp_path / "ply" / name), expected, atol=1 / 255)
+    # The same points in a world that its first camera sees from elsewhere.
+    turn = roma.rotvec_to_rotmat(torch.tensor([0.3, 2.0, -0.4]))
+    pose = torch.eye(4)
+    pose[:3, :3], pose[:3, 3] = turn, torch.tensor([0.2, 3.0, -1.0])
+    there = (hyp.control_points - pose[:3, 3]) @ turn
+    world = dataclasses.replace(
+        hyp, control_points=there, frame="world", extrinsics=pose.repeat(12, 1, 1)
+    )
+    np.testing.assert_allclose(point_colours(world), expected, atol=1e-6)
+    assert point_colours(fan(2, 1)).shape == (1, 3)
 
 
 def test_usd_opens_and_holds_the_points_and_the_camera(sampled: Hypotheses, tmp_path: Path) -> None:

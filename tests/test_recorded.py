@@ -10,7 +10,7 @@ import torch
 from fans import fan
 
 from diffusion4d.clip import read_clip
-from diffusion4d.export.recorded import REPORT, clock, length, reading, start
+from diffusion4d.export.recorded import REPORT, clock, length, reading, start_of
 
 
 def _summary(folder: Path, seconds: object = 1.1, source: object = None) -> None:
@@ -47,7 +47,7 @@ def test_a_report_that_says_nothing_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / REPORT).write_text(text)
     assert length(fan(2, 3, 12), source=tmp_path) == pytest.approx(11 / 30)
     assert reading(tmp_path) == {}
-    assert start(None, tmp_path) == 0
+    assert start_of(None, tmp_path) == 0
 
 
 def test_one_frame_lasts_a_thirtieth_of_a_second(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_one_frame_lasts_a_thirtieth_of_a_second(tmp_path: Path) -> None:
 def test_where_the_clip_starts(tmp_path: Path) -> None:
     _summary(tmp_path, source={"video": "a.mp4", "start": 1.5, "end": None})
     assert reading(tmp_path)["video"] == "a.mp4"
-    assert start(None, tmp_path) == 1.5
-    assert start(0.0, tmp_path) == 0
-    assert start(None, None) == 0
+    assert start_of(None, tmp_path) == 1.5
+    assert start_of(0.0, tmp_path) == 0
+    assert start_of(None, None) == 0
     _summary(tmp_path, source={"start": "1.5"})
-    assert start(None, tmp_path) == 0
+    assert start_of(None, tmp_path) == 0

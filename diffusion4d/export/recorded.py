@@ -57,7 +57,7 @@ def reading(source: Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def start(asked: float | None, source: Path | None) -> float:
+def start_of(asked: float | None, source: Path | None) -> float:
     """Seconds into the video where the clip starts: as asked, as summary.json has it, or 0."""
     if asked is not None:
         return asked
