@@ -6,7 +6,6 @@ hypotheses, the mean of theirs (`fields.motion.reference`, of all of them, which
 mesh to its own anchor shape.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch import Tensor
 from diffusion4d.clip import read_clip
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
-from diffusion4d.export import ASSUMED_RATE, FILES, clock, staged
+from diffusion4d.export import staged
 from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
+from diffusion4d.export.recorded import length, start_of, stride_of
 from diffusion4d.export.skinned_glb import JOINTS, skinned_glb
 from diffusion4d.fields.graph import surface_distances
 from diffusion4d.fields.motion import Rest, motion_of, reference
@@ -70,6 +70,9 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
     out = config.out or beside
     hyp, rest = animated.hypotheses, animated.rest
     names = [f"hypothesis_{k:02d}" for k in animated.numbers]
+    seconds = config.seconds
+    if seconds is None:
+        seconds = length(hyp, source=config.source)
 
     def rotations(k: int, u: Float64[Tensor, "U"]) -> Tensor:
         return motion_of(hyp.select(torch.tensor([k])), rest, u).rotations[0]
@@ -80,7 +83,7 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
         rest.places,
         rotations,
         hyp,
-        seconds=length(config, beside, hyp),
+        seconds=seconds,
         names=names,
     )
     with staged(out, [FILE_NAME]) as stage:
@@ -138,7 +141,8 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
         )
     if config.video is None:
         return anchor_surface(hypotheses)
-    image = first_picture(config.video, hypotheses, config.start)
+    start = start_of(config.start, config.source)
+    image = first_picture(config.video, hypotheses, start)
     surface = anchor_surface(hypotheses, _shrunk(image, hypotheses.size))
     return textured(surface, hypotheses, encoded(image))
 
@@ -147,35 +151,32 @@ def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T
     """The frames of the clip, as large as its depth maps; None without a video."""
     if config.video is None:
         return None
-    wanted = shape[0]
-    clip = read_clip(config.video, start=config.start, max_frames=wanted)
+    wanted, stride = shape[0], stride_of(config.source)
+    start = start_of(config.start, config.source)
+    clip = read_clip(config.video, start=start, stride=stride, max_frames=wanted)
     if wanted != clip.T:
         raise UserError(
-            f"need a video of {wanted} frames from {config.start} s on, got {clip.T} in {config.video}"
+            f"need a video of {wanted} frames from {start} s on, one in {stride}, "
+            f"got {clip.T} in {config.video}"
         )
     frames = (picture.permute(1, 2, 0).float().numpy() / 255 for picture in clip.frames)
     return np.stack([_shrunk(frame, shape[1:]).transpose(2, 0, 1) for frame in frames])
 
 
-def first_frame(video: Path | None, hypotheses: Hypotheses) -> Float32[np.ndarray, "H W 3"] | None:
-    """The video's first frame at the size of the hypotheses; None without a video.
+def first_frame(
+    video: Path | None, hypotheses: Hypotheses, start: float
+) -> Float32[np.ndarray, "H W 3"] | None:
+    """The anchor frame at the size of the hypotheses, sRGB in [0, 1]; None without a video.
+
+    Args:
+        start: s into the video, as the clip was read.
 
     Raises:
         UserError: the video cannot be read, or has another shape.
     """
-    return None if video is None else _shrunk(first_picture(video, hypotheses), hypotheses.size)
-
-
-def length(config: Animate, beside: Path, hypotheses: Hypotheses) -> float:
-    """Seconds of the animation: as asked, as summary.json beside the hypotheses has it, or by `ASSUMED_RATE`."""
-    if config.seconds is not None:
-        return config.seconds
-    try:
-        told = json.loads((beside / FILES[-1]).read_text(encoding="utf-8"))
-        found = float(told["hypotheses"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = float(np.ptp(clock(hypotheses, None)))
-    return found or 1 / ASSUMED_RATE
+    if video is None:
+        return None
+    return _shrunk(first_picture(video, hypotheses, start), hypotheses.size)
 
 
 def chosen(which: str, hypotheses: Hypotheses) -> list[int]:

@@ -248,17 +248,22 @@ def find_modes(options: "FindModes") -> int:
     """Modes and clusters of hypotheses, to files beside them."""
     from diffusion4d import deformation
     from diffusion4d.export.modes import write_modes
+    from diffusion4d.export.recorded import length
     from diffusion4d.hypotheses import Hypotheses
 
     beside = options.folder if options.folder.is_dir() else options.folder.parent
+    hypotheses = Hypotheses.load(options.folder)
+    seconds = options.seconds
+    if seconds is None:
+        seconds = length(hypotheses, source=options.folder)
     found = deformation.modes(
-        Hypotheses.load(options.folder),
+        hypotheses,
         noise=options.noise,
         level=options.level,
         most_clusters=options.most_clusters,
         seed=options.seed,
     )
-    files = write_modes(found, options.out or beside, seconds=options.seconds)
+    files = write_modes(found, options.out or beside, seconds=seconds)
     print(f"  modes: {found.num_modes}, out of {found.modes.noise} noise")
     print(f"  clusters: {found.clusters.count}")
     for file in files.values():

@@ -36,7 +36,7 @@ class FindModes:
     most_clusters: int = 8
     """Clusters at most."""
     seconds: float | None = None
-    """Length of the animation; the frames at 30 a second by default."""
+    """Length of the animation; that of the clip by summary.json, or the frames at 30 a second."""
     seed: int = 0
     """Of the noise that the hypotheses are compared with."""
 
@@ -72,7 +72,9 @@ class Export:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write into; that of the hypotheses by default."""
     video: Path | None = None
-    """The clip, for the colours of the Gaussians."""
+    """The clip, for the colours of Gaussians and of PLY points; points are warm where they are near without."""
+    start: float | None = None
+    """Seconds into the video where the clip starts; as it was sampled by summary.json, or 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Animate:
     depth: Path | None = None
     """npz with the array `depth` [T, H, W]: z of every frame, each up to a factor, NaN or 0 where it is not known. The
     points' own surface is then fused out of all frames, and has what the first one does not show."""
-    start: float = 0.0
-    """Seconds into the video where the clip starts."""
+    start: float | None = None
+    """Seconds into the video where the clip starts; as it was sampled by summary.json, or 0."""
     ply: bool = False
     """Also a PLY file for every frame, in animated/hypothesis_00 …"""
     blend: Literal["linear", "dual_quaternion", "additive"] = "linear"

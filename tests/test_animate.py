@@ -1,6 +1,7 @@
 """`diffusion4d animate`: what the files hold is what the field says, by readers that did not write them."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 import trimesh
 from fans import fan
-from gltf_validator import messages
+from gltf_validator import messages, needs_validator
 from PIL import Image
 
 from diffusion4d.animate import chosen, prepare, run
@@ -85,6 +86,10 @@ def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> No
     assert mesh.colours is not None
     np.testing.assert_allclose(mesh.colours[:, 0], 200 / 255, atol=0.02)
     assert np.ptp(mesh.vertices[:, 0]) > 0.8 * np.ptp(at[:, 0].numpy())
+    # Every second frame is read where the summary says so, and then there are too few.
+    (tmp_path / "summary.json").write_text('{"assumed": {"source": {"stride": 2}}}')
+    with pytest.raises(UserError, match=r"8 frames from 0.0 s on, one in 2, got 4"):
+        run(config)
     # And as a file, without a video.
     (file,) = run(dataclasses.replace(config, video=None))
     assert len(read_animated(file).faces) == len(mesh.faces)
@@ -115,6 +120,21 @@ def test_depth_maps_that_cannot_be_used_are_refused(tmp_path: Path, content, sai
         run(dataclasses.replace(config, mesh=tmp_path / "mesh.glb"))
 
 
+def _ramp(hyp: Hypotheses) -> np.ndarray:
+    """A picture, twice the size of the clip that was sampled, whose red and green say which pixel one looks at."""
+    height, width = hyp.size
+    y, x = np.mgrid[: 2 * height, : 2 * width]
+    return np.stack([255 * x / (2 * width), 255 * y / (2 * height), 0 * x], -1).astype(np.uint8)
+
+
+def _clip(picture: np.ndarray, folder: Path, before: np.ndarray | None = None) -> Path:
+    """A clip of this picture, twice; after another one, if there is one."""
+    folder.mkdir()
+    for i, frame in enumerate([picture, picture] if before is None else [before, picture, picture]):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.mark.parametrize("world", [False, True])
 def test_the_skin_is_the_field(tmp_path: Path, world: bool) -> None:
     hyp = _lively(world=world)
@@ -126,8 +146,6 @@ def test_the_skin_is_the_field(tmp_path: Path, world: bool) -> None:
     config = Animate(mesh, tmp_path, seconds=seconds, ply=True)
     files = run(config)
     assert [f.name for f in files] == ["animated.glb", "animated"]
-    # Hints (3) are about what trimesh left out of the ball's file.
-    assert [m for m in messages(files[0]) if m["severity"] < 3] == []
     animated = prepare(config)
     points = torch.from_numpy(animated.mesh.vertices)
     expected = deform(points, animated.skinning, motion_of(hyp, animated.rest)).numpy()
@@ -165,10 +183,11 @@ def test_between_the_frames_and_for_some_hypotheses_it_is_the_field_too(tmp_path
         np.testing.assert_allclose(moved, exact[k], atol=1e-4)
 
 
-def test_the_length_is_that_of_the_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["", "hypotheses.npz"])
+def test_the_length_is_that_of_the_clip(tmp_path: Path, source: str) -> None:
     hyp = fan(2, 30, 12)
     hyp.save(tmp_path)
-    config = Animate(source=tmp_path, hypotheses="best")
+    config = Animate(source=tmp_path / source, hypotheses="best")
     assert read_animated(run(config)[0]).skeleton.animations[0].stop == pytest.approx(11 / 30)
     (tmp_path / "summary.json").write_text('{"hypotheses": {"seconds": 0.8}}')
     assert read_animated(run(config)[0]).skeleton.animations[0].stop == pytest.approx(0.8)
@@ -179,30 +198,64 @@ def test_without_a_mesh_the_points_have_a_surface_that_looks_like_the_video(tmp_
     hyp.save(tmp_path)
     (file,) = run(Animate(source=tmp_path / "hypotheses.npz", hypotheses="best"))
     assert file == tmp_path / "animated.glb"
-    assert messages(file) == []
     assert len(read_animated(file).faces) > 500
-    # A ramp in red and green says which pixel a vertex has got: twice the size of the clip that was sampled.
     height, width = hyp.size
-    y, x = np.mgrid[: 2 * height, : 2 * width]
-    ramp = np.stack([255 * x / (2 * width), 255 * y / (2 * height), 0 * x], -1).astype(np.uint8)
-    (tmp_path / "clip").mkdir()
-    for i in range(2):
-        Image.fromarray(ramp).save(tmp_path / "clip" / f"{i}.png")
-    config = Animate(source=tmp_path, video=tmp_path / "clip", hypotheses="0", ply=True)
+    ramp = _ramp(hyp)
+    config = Animate(
+        source=tmp_path, video=_clip(ramp, tmp_path / "clip"), hypotheses="0", ply=True
+    )
     files = run(config)
-    # A hint (2) says that the picture's sides are no powers of two, which only WebGL 1 minds.
-    assert [m for m in messages(files[0]) if m["severity"] < 2] == []
     (shape,) = trimesh.load_scene(files[0], process=False).geometry.values()
     pixels = project(torch.tensor(shape.vertices * FLIP), hyp.intrinsics.double()).numpy()
     shown = shape.visual.to_color().vertex_colors[:, :2] / 255
     np.testing.assert_allclose(shown, pixels / [width, height], atol=0.02)
     first = trimesh.load(files[1] / "hypothesis_00" / "frame_0000.ply", process=False)
     np.testing.assert_allclose(first.visual.vertex_colors[:, :2] / 255, shown, atol=0.02)
-    (tmp_path / "square").mkdir()
-    for i in range(2):
-        Image.fromarray(ramp[:, : 2 * height]).save(tmp_path / "square" / f"{i}.png")
+    square = _clip(ramp[:, : 2 * height], tmp_path / "square")
     with pytest.raises(UserError, match="need the clip of the hypotheses"):
-        run(dataclasses.replace(config, video=tmp_path / "square"))
+        run(dataclasses.replace(config, video=square))
+
+
+@pytest.mark.parametrize("told", ["by the option", "by summary.json"])
+def test_the_looks_are_those_of_the_frame_that_the_clip_starts_with(
+    tmp_path: Path, told: str
+) -> None:
+    hyp = fan(2, 30, 12)
+    hyp.save(tmp_path)
+    ramp = _ramp(hyp)
+    video = _clip(ramp, tmp_path / "clip", before=np.zeros_like(ramp))
+    config = Animate(source=tmp_path, video=video, hypotheses="0")
+    if told == "by the option":
+        config = dataclasses.replace(config, start=1 / 30)
+    else:
+        report = {"assumed": {"source": {"start": 1 / 30}}}
+        (tmp_path / "summary.json").write_text(json.dumps(report))
+    (shape,) = trimesh.load_scene(run(config)[0], process=False).geometry.values()
+    shown = np.asarray(shape.visual.material.baseColorTexture.convert("RGB"))
+    np.testing.assert_allclose(shown.astype(float), ramp, atol=12)
+
+
+@needs_validator
+@pytest.mark.parametrize(
+    ("mesh", "most"),
+    [
+        # Hints (3) are about what trimesh left out of the ball's file.
+        ("ball.glb", 2),
+        ("ball.ply", 2),
+        ("own", 3),
+        # An information (2) says that the picture's sides are no powers of two, which only WebGL 1 minds.
+        ("own, textured", 1),
+    ],
+)
+def test_khronos_validator_finds_nothing(tmp_path: Path, mesh: str, most: int) -> None:
+    hyp = fan(2, 30, 12) if mesh.startswith("own") else _lively(world=mesh == "ball.glb")
+    hyp.save(tmp_path)
+    config = Animate(source=tmp_path)
+    if mesh.startswith("ball"):
+        config = dataclasses.replace(config, mesh=_ball(hyp, tmp_path / mesh))
+    elif mesh == "own, textured":
+        config = dataclasses.replace(config, video=_clip(_ramp(hyp), tmp_path / "clip"))
+    assert messages(run(config)[0], most) == []
 
 
 def test_bad_input_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> None:

@@ -174,6 +174,16 @@ def test_the_command(tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*FILES, "hypotheses.npz"])
 
 
+def test_the_command_swings_for_as_long_as_the_clip_lasts(tmp_path):
+    ensemble().save(tmp_path)
+    (tmp_path / "summary.json").write_text('{"hypotheses": {"seconds": 0.8}}')
+    assert cli.run(["modes", str(tmp_path), "--noise", "coloured"]) == 0
+    document = pygltflib.GLTF2.load_from_bytes((tmp_path / "modes.glb").read_bytes())
+    assert document is not None
+    keys = document.accessors[document.animations[0].samplers[0].input]
+    assert keys.max[0] == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize("case", ["missing", "few", "level", "seconds", "out"])
 def test_the_command_refuses_in_one_line(tmp_path, capfd, case):
     folder = tmp_path / "given"

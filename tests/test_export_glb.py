@@ -11,7 +11,7 @@ import pytest
 import torch
 import trimesh
 from fans import fan
-from gltf_validator import messages, package
+from gltf_validator import messages, needs_validator
 
 from diffusion4d import deformation
 from diffusion4d.errors import UserError
@@ -229,14 +229,14 @@ def test_refuses_what_gltf_cannot_hold():
             glb(fan(), seconds=seconds)
 
 
-@pytest.mark.skipif(package() is None, reason="needs node, and GLTF_VALIDATOR: its npm package")
+@needs_validator
 @pytest.mark.parametrize("frame", ["camera", "world"])
 def test_khronos_validator_finds_nothing(tmp_path, frame):
     path = write_glb(dataclasses.replace(fan(), frame=frame), tmp_path / "a.glb", seconds=SECONDS)
     assert messages(path) == []
 
 
-@pytest.mark.skipif(package() is None, reason="needs node, and GLTF_VALIDATOR: its npm package")
+@needs_validator
 def test_khronos_validator_finds_nothing_in_modes(tmp_path):
     files = write_modes(deformation.modes(fan(12)), tmp_path)
     assert messages(files["modes.glb"]) == []

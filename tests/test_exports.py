@@ -1,6 +1,7 @@
 """`diffusion4d export`: every format is read back by a reader that did not write it, and holds what was sampled."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import roma
 import torch
 import trimesh
 from fans import fan
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from diffusion4d.cli import run as command
 from diffusion4d.config import Export
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.clips import read_clip
-from diffusion4d.export.command import named_hypotheses, run
+from diffusion4d.export.command import named_hypotheses, point_colours, run
 from diffusion4d.export.gaussians import C0, NAMES, gaussian_ply
+from diffusion4d.export.palette import ramp
 from diffusion4d.export.usd import write_usd
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.surfaces.gaussians import Gaussians, carried, gaussians_of
@@ -83,6 +86,74 @@ def test_ply_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
     for t in (0, 11):
         cloud = trimesh.load(folder / "hypothesis_02" / f"frame_{t:04d}.ply")
         np.testing.assert_allclose(cloud.vertices * FLIP, sampled.evaluate()[2, :, t], atol=1e-5)
+
+
+def _ramp_after_black(hyp: Hypotheses, folder: Path) -> Path:
+    """Frames of twice the size: two black ones, then two whose red and green say which pixel one looks at."""
+    height, width = hyp.size
+    y, x = np.mgrid[: 2 * height, : 2 * width]
+    pixels = np.stack([255 * x / (2 * width), 255 * y / (2 * height), 0 * x], -1).astype(np.uint8)
+    folder.mkdir()
+    for i, frame in enumerate((0 * pixels, 0 * pixels, pixels, pixels)):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    return folder
+
+
+def _colours(path: Path) -> np.ndarray:
+    """sRGB in [0, 1] of a file of points or of Gaussians."""
+    raw = trimesh.load(path).metadata["_ply_raw"]["vertex"]["data"]
+    if "red" in raw.dtype.names:
+        return np.stack([raw[name] / 255 for name in ("red", "green", "blue")], 1)
+    return np.stack([raw[f"f_dc_{i}"] for i in range(3)], 1) * C0 + 0.5
+
+
+@pytest.mark.parametrize("told", ["by the option", "by summary.json", "by both", "by none"])
+def test_colours_are_those_of_the_frame_that_the_clip_starts_with(
+    sampled: Hypotheses, tmp_path: Path, told: str
+) -> None:
+    video = _ramp_after_black(sampled, tmp_path / "clip")
+    begins = 2 / 30
+    recorded = {"by summary.json": begins, "by both": 1 / 30}.get(told)
+    if recorded is not None:
+        report = {"assumed": {"source": {"video": "gone.mp4", "start": recorded}}}
+        (tmp_path / "summary.json").write_text(json.dumps(report))
+    asked = begins if told in ("by the option", "by both") else None
+    run(Export(tmp_path, ("ply", "gaussians"), hypotheses="0", video=video, start=asked))
+    for t in (0, 11):
+        name = f"hypothesis_00/frame_{t:04d}.ply"
+        shown, splats = _colours(tmp_path / "ply" / name), _colours(tmp_path / "gaussians" / name)
+        if told == "by none":
+            assert shown.max() == 0
+            assert splats.max() < 1e-6
+            continue
+        pixels = sampled.query_points.numpy() / np.array(sampled.size)[::-1]
+        np.testing.assert_allclose(shown[:, :2], pixels, atol=0.02)
+        np.testing.assert_allclose(shown[:, 2], 0)
+        # The points are among the corners of their surface.
+        apart = np.linalg.norm(splats[:, None, :2] - pixels, axis=-1).min(0)
+        assert apart.max() < 0.02
+
+
+def test_without_a_video_points_are_warm_where_they_are_near(tmp_path: Path) -> None:
+    hyp = fan(3, 30, 12)
+    order = np.random.default_rng(5).permutation(30)
+    farther = torch.from_numpy(1 + 0.05 * order)[:, None, None].float()
+    hyp = dataclasses.replace(hyp, control_points=hyp.control_points * farther)
+    hyp.save(tmp_path)
+    run(Export(tmp_path, ("ply",), hypotheses="all"))
+    expected = ramp(order / 29)
+    for name in ("hypothesis_00/frame_0000.ply", "hypothesis_02/frame_0011.ply"):
+        np.testing.assert_allclose(_colours(tmp_path / "ply" / name), expected, atol=1 / 255)
+    # The same points in a world that its first camera sees from elsewhere.
+    turn = roma.rotvec_to_rotmat(torch.tensor([0.3, 2.0, -0.4]))
+    pose = torch.eye(4)
+    pose[:3, :3], pose[:3, 3] = turn, torch.tensor([0.2, 3.0, -1.0])
+    there = (hyp.control_points - pose[:3, 3]) @ turn
+    world = dataclasses.replace(
+        hyp, control_points=there, frame="world", extrinsics=pose.repeat(12, 1, 1)
+    )
+    np.testing.assert_allclose(point_colours(world), expected, atol=1e-6)
+    assert point_colours(fan(2, 1)).shape == (1, 3)
 
 
 def test_usd_opens_and_holds_the_points_and_the_camera(sampled: Hypotheses, tmp_path: Path) -> None:
@@ -162,6 +233,23 @@ def test_gaussians_lie_on_the_surface_and_turn_with_it() -> None:
         gaussians_of(mesh, 1.0)
 
 
+def test_the_size_of_gaussians_is_that_of_their_neighbourhood() -> None:
+    """A regular hexagon and its middle: every vertex has the six others for neighbours."""
+    side = 0.3
+    around = np.linspace(0, 2 * np.pi, 7)[:6]
+    rim = side * np.stack([np.cos(around), np.sin(around), 0 * around], 1)
+    turn = roma.random_rotmat(generator=torch.Generator().manual_seed(4)).numpy()
+    vertices = np.concatenate([np.zeros((1, 3)), rim]) @ turn.T + [0.2, 0.1, 2]
+    faces = np.stack([np.zeros(6), np.arange(6) + 1, (np.arange(6) + 1) % 6 + 1], 1)
+    splats = gaussians_of(Mesh(vertices.astype(np.float32), faces.astype(np.int64)))
+    # The middle is a side away from all; a corner a side from three, √3 from two, 2 from one.
+    apart = side * np.array([1, *[(3 + 2 * np.sqrt(3) + 2) / 6] * 6])
+    across = np.outer(turn[:, 2], turn[:, 2])
+    expected = (apart**2)[:, None, None] / 4 * (np.eye(3) - across + across / 100)
+    np.testing.assert_allclose(splats.covariances, expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(splats.opacities, 0.95)
+
+
 def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
     run(Export(tmp_path, ("gaussians",)))
     (folder,) = (tmp_path / "gaussians").iterdir()
@@ -189,6 +277,23 @@ def test_chosen_hypotheses_keep_their_numbers_in_usd(tmp_path: Path) -> None:
     points = UsdGeom.Points(stage.GetPrimAtPath("/diffusion4d/hypothesis_03/points"))
     here = np.array(points.GetPointsAttr().Get(5)) * FLIP
     np.testing.assert_allclose(here, hyp.evaluate()[3, :, 5], atol=1e-5)
+
+
+def test_usd_lasts_as_long_as_the_clip(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="needs usd-core, the extra usd")
+    from pxr import Usd
+
+    # A frame that comes late, of a clip of 1.1 s.
+    u = torch.linspace(0, 1, 12, dtype=torch.float64)
+    u[5] += 0.03
+    dataclasses.replace(fan(2, 30, 12), times=u).save(tmp_path)
+    (tmp_path / "summary.json").write_text('{"hypotheses": {"seconds": 1.1}}')
+    (path,) = run(Export(tmp_path, ("usd",), out=tmp_path / "elsewhere"))
+    stage = Usd.Stage.Open(str(path))
+    assert stage.GetTimeCodesPerSecond() == pytest.approx(10)
+    (prim,) = [p for p in stage.Traverse() if p.GetName() == "points"]
+    codes = np.array(prim.GetAttribute("points").GetTimeSamples())
+    np.testing.assert_allclose(codes / stage.GetTimeCodesPerSecond(), 1.1 * u.numpy(), atol=1e-6)
 
 
 def test_only_earlier_results_are_replaced(tmp_path: Path) -> None:

@@ -197,6 +197,39 @@ def test_declared_is_what_is_imported() -> None:
     assert declared - set().union(*imported.values()) == set(IMPORTED_BY_OTHERS)
 
 
+def reached(module: str, seen: dict[str, set[str]]) -> None:
+    """Into `seen`: our modules that this one imports, however far, and what each imports of others."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in seen or not path.is_file():
+        return
+    seen[module] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            # What is imported from a package may be a module of it.
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.partition(".")[0] in PACKAGES:
+                reached(name, seen)
+            else:
+                seen[module].add(name.partition(".")[0])
+
+
+def test_what_is_done_with_hypotheses_takes_no_extra_of_training() -> None:
+    seen: dict[str, set[str]] = {}
+    for module in ("animate", "export.command", "export.modes", "viewer.command"):
+        reached(f"diffusion4d.{module}", seen)
+        assert f"diffusion4d.{module}" in seen
+    training = set(requirements(PROJECT["optional-dependencies"]["train"]))
+    training -= set(requirements(PROJECT["dependencies"]))
+    imported = distributions(set().union(*seen.values()))
+    lacking = {m for m, homes in imported.items() if homes & training}
+    assert {name: found & lacking for name, found in seen.items() if found & lacking} == {}
+
+
 @pytest.mark.parametrize("folder", ["tests", "experiments", "notebooks"])
 def test_what_is_not_shipped_imports_only_what_is_declared(folder: str) -> None:
     lines = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]

@@ -1,12 +1,14 @@
 """Surfaces of the anchor frame: planes stay planes, depth edges are cut, territories are nearest points."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 from fans import fan
+from jaxtyping import config
 
 from diffusion4d.cameras import project
 from diffusion4d.errors import UserError
@@ -147,3 +149,34 @@ def test_what_is_no_mesh_is_refused(tmp_path) -> None:
         Mesh(np.zeros((3, 3), np.float32), corners + 7)
     with pytest.raises(UserError, match="need finite vertices"):
         Mesh(np.full((3, 3), np.nan, np.float32), corners)
+
+
+@pytest.fixture
+def as_a_user() -> Iterator[None]:
+    """Without the checks of shapes that only tests have, and which come first."""
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(("name", "width"), [("colours", 3), ("uv", 2)])
+@pytest.mark.parametrize("case", ["short", "long", "wide", "flat", "nan", "infinite"])
+def test_looks_are_one_a_vertex_and_finite(
+    name: str, width: int, case: str, as_a_user: None
+) -> None:
+    good = np.full((3, width), 0.5, np.float32)
+    corners = np.array([[0, 1, 2]])
+    plain = Mesh(np.eye(3, dtype=np.float32), corners, **{name: good})
+    values = {
+        "short": good[:2],
+        "long": np.concatenate([good, good[:1]]),
+        "wide": np.concatenate([good, good], 1),
+        "flat": good[:, 0],
+        "nan": np.where(good.cumsum(1) > 0.9, np.float32(np.nan), good),
+        "infinite": np.where(good.cumsum(1) > 0.9, np.float32(np.inf), good),
+    }[case]
+    wanted = f"finite {name}" if case in ("nan", "infinite") else rf"{name} \[3, {width}\]"
+    with pytest.raises(UserError, match=f"need {wanted}"):
+        dataclasses.replace(plain, **{name: values})

@@ -40,6 +40,25 @@ def test_two_balls_are_two() -> None:
     assert sorted(round(float(part.vertices[:, 0].mean())) for part in large) == [0, 4]
 
 
+@pytest.mark.parametrize(("gap", "parts"), [(5.5, 1), (6.2, 2)])
+def test_alpha_is_three_distances_to_the_sixth_neighbour(gap: float, parts: int) -> None:
+    """Most points of a cubic lattice have six neighbours one step away, so α is 3 steps by default.
+
+    What spans a gap g between two blocks has the sphere about a box 1 x 1 x g, of radius √(2 + g²) / 2, which is 3 at
+    g = √34 = 5.83.
+    """
+    at = np.arange(12.0)
+    block = np.stack(np.meshgrid(at, at, at), -1).reshape(-1, 3)
+    points = np.concatenate([block, block + np.array([11 + gap, 0, 0])])
+    # Off the lattice by little, so that the triangulation is one alone.
+    points += np.random.default_rng(0).uniform(-1e-3, 1e-3, points.shape)
+    mesh = alpha_shape(points)
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    assert len(shape.split(only_watertight=False)) == parts
+    length = 22 if parts == 2 else 22 + gap
+    assert shape.volume == pytest.approx(11 * 11 * length, rel=5e-3)
+
+
 def test_too_little_for_a_solid_is_refused() -> None:
     with pytest.raises(UserError, match="at least 4 points"):
         alpha_shape(np.zeros((3, 3)))

@@ -105,6 +105,7 @@ def test_the_page_holds_the_motions() -> None:
         range(len(value["clusters"]["weights"]))
     )
     assert content(fan(3))["clusters"] is None
+    assert content(fan(3))["seconds"][-1] == pytest.approx(11 / 30, abs=1e-5)
     with pytest.raises(UserError, match="need the clip with the 12 frames"):
         content(hyp, _clip(fan(2, 6, 8)))
 
@@ -220,10 +221,14 @@ def test_the_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command(["view", str(tmp_path), "--html", str(tmp_path / "sub" / "view.html")]) == 0
     assert "<canvas" in (tmp_path / "sub" / "view.html").read_text("utf-8")
     # summary.json may name a video that is gone.
-    told = {"assumed": {"source": {"video": str(tmp_path / "gone.mp4"), "start": 0.0}}}
+    told = {
+        "assumed": {"source": {"video": str(tmp_path / "gone.mp4"), "start": 0.0}},
+        "hypotheses": {"seconds": 0.8},
+    }
     (tmp_path / "summary.json").write_text(json.dumps(told))
     assert command(["view", str(tmp_path), "--html", str(tmp_path / "view.html")]) == 0
     assert "without the video: " in capsys.readouterr().out
+    assert re.search(r'"seconds":\[0.0,[^]]*,0.8]', (tmp_path / "view.html").read_text("utf-8"))
     assert command(["view", str(tmp_path), "--video", "gone.mp4", "--html", "x.html"]) == 2
     assert command(["view", str(tmp_path / "nothing")]) == 2
     assert "no hypotheses at" in capsys.readouterr().err

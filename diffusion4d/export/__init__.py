@@ -20,18 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from diffusion4d.clip import Clip
 from diffusion4d.errors import UserError
+from diffusion4d.export.recorded import REPORT, clock, length
 from diffusion4d.hypotheses import FILE_NAME, Hypotheses
 
-FILES = (FILE_NAME, "hypotheses.glb", "overlay.mp4", "summary.png", "summary.json")
-ASSUMED_RATE = 30.0
-"""Frames per second of tracks that come without a clock."""
+FILES = (FILE_NAME, "hypotheses.glb", "overlay.mp4", "summary.png", REPORT)
 
-__all__ = ["ASSUMED_RATE", "FILES", "clock", "require_writable", "staged", "write_all"]
+__all__ = ["FILES", "require_writable", "staged", "write_all"]
 
 
 def write_all(
@@ -73,9 +69,7 @@ def write_all(
             hyp.save(stage)
         advance(1)
         with _timed(spent, "glb"):
-            # One frame lasts no time, but an animation must.
-            length = float(seconds[-1] - seconds[0]) or 1 / ASSUMED_RATE
-            write_glb(hyp, stage / FILES[1], seconds=length)
+            write_glb(hyp, stage / FILES[1], seconds=length(hyp, clip))
         advance(2)
         with _timed(spent, "overlay"):
             write_overlay(
@@ -98,13 +92,6 @@ def write_all(
         write_report(content, stage / FILES[4])
     advance(total)
     return {name: Path(out_dir) / name for name in FILES}
-
-
-def clock(hypotheses: Hypotheses, clip: Clip | None) -> Float[np.ndarray, "T"]:
-    """When each frame is shown, in s: the clip's own, or u over `ASSUMED_RATE` frames a second."""
-    if clip is not None:
-        return clip.seconds.numpy()
-    return hypotheses.times.numpy() * (hypotheses.num_frames - 1) / ASSUMED_RATE
 
 
 def require_writable(out_dir: str | os.PathLike[str]) -> None:

@@ -1,6 +1,6 @@
 """What `diffusion4d export` does: hypotheses in the files of other tools.
 
-ply            ply/hypothesis_00/frame_0000.ply …    the points of every frame
+ply            ply/hypothesis_00/frame_0000.ply …    the points of every frame, with colours
 usd            hypotheses.usdc                       all hypotheses and the camera
 gaussians      gaussians/hypothesis_00/frame_0000.ply …   the points' surface as 3D Gaussians
 tapvid3d, tapip3d, trackcraft3r                      LAYOUT/hypothesis_00.npz …, one trajectory a point
@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from diffusion4d.animate import chosen, first_frame
+from diffusion4d.cameras import transform
 from diffusion4d.config import Export
 from diffusion4d.errors import UserError
-from diffusion4d.export import clock, staged
+from diffusion4d.export import staged
 from diffusion4d.export.folders import replaced_folder
 from diffusion4d.export.gaussians import gaussian_ply
 from diffusion4d.export.layouts import LAYOUTS
+from diffusion4d.export.palette import ramp
 from diffusion4d.export.ply import ply
+from diffusion4d.export.recorded import clock, start_of
 from diffusion4d.export.usd import write_usd
 from diffusion4d.fields.blend import held_jacobian
 from diffusion4d.fields.graph import surface_distances
@@ -29,7 +33,7 @@ from diffusion4d.fields.motion import NodeMotion, motion_of, reference
 from diffusion4d.fields.skinning import skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.surfaces.delaunay import anchor_surface
+from diffusion4d.surfaces.delaunay import anchor_surface, sampled
 from diffusion4d.surfaces.gaussians import carried, gaussians_of
 
 USD_NAME = "hypotheses.usdc"
@@ -52,7 +56,8 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
             if kind == "usd":
                 stage = stack.enter_context(staged(out, [USD_NAME]))
                 shown = every if config.hypotheses == "all" else _together(named)
-                write_usd(shown, stage / USD_NAME, seconds=clock(every, None), names=[*named])
+                seconds = clock(every, source=config.folder)
+                write_usd(shown, stage / USD_NAME, seconds=seconds, names=[*named])
                 written.append(out / USD_NAME)
                 continue
             folder = stack.enter_context(replaced_folder(out / kind))
@@ -110,10 +115,11 @@ def _files(
         for name, hypothesis in named.items():
             yield f"{name}.npz", LAYOUTS[kind](hypothesis)
     elif kind == "ply":
+        tints = point_colours(every, _anchor_frame(every, config))
         for name, hypothesis in named.items():
             points_TN3 = hypothesis.evaluate()[0].transpose(0, 1).float().numpy()
             for t, points in enumerate(points_TN3):
-                yield f"{name}/frame_{t:04d}.ply", ply(points)
+                yield f"{name}/frame_{t:04d}.ply", ply(points, colours=tints)
     elif kind == "gaussians":
         yield from _splats(named, every, config)
     else:
@@ -122,10 +128,32 @@ def _files(
         )
 
 
+def point_colours(
+    hypotheses: Hypotheses, image: Float32[np.ndarray, "H W 3"] | None = None
+) -> Float32[np.ndarray, "N 3"]:
+    """sRGB in [0, 1] of every point, the same in all frames and hypotheses.
+
+    Args:
+        image: the anchor frame at the hypotheses' size, in whose pixels the points begin. Without it, points are
+            coloured by their place in the order of mean depth there: warm is near, as in `export.palette`.
+    """
+    if image is not None:
+        return sampled(image, hypotheses.query_points.double().cpu().numpy())
+    places = hypotheses.mean[:, 0]
+    if hypotheses.frame == "world":
+        places = transform(hypotheses.cameras[0, 0].to(places), places)
+    rank = places[:, 2].argsort(stable=True).argsort()
+    return ramp(rank.cpu().numpy() / max(len(rank) - 1, 1)).astype(np.float32)
+
+
+def _anchor_frame(every: Hypotheses, config: Export) -> Float32[np.ndarray, "H W 3"] | None:
+    return first_frame(config.video, every, start_of(config.start, config.folder))
+
+
 def _splats(
     named: dict[str, Hypotheses], every: Hypotheses, config: Export
 ) -> Iterator[tuple[str, bytes]]:
-    mesh = anchor_surface(every, first_frame(config.video, every), levels=2)
+    mesh = anchor_surface(every, _anchor_frame(every, config), levels=2)
     rest = reference(every)
     distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
     skinning, splats = skin(torch.from_numpy(distances)), gaussians_of(mesh)

@@ -71,15 +71,10 @@ def read_document(path: Path) -> MeshDocument:
     """The meshes of a .glb file's scene, which are taken to stand where they should.
 
     Raises:
-        UserError: no such file, not a glTF 2.0 file with triangles and all its data inside, or one with a skin;
-            pygltflib is missing.
+        UserError: no such file, not a glTF 2.0 file with triangles and all its data inside, or one with a skin.
     """
     if not path.is_file():
         raise UserError(f"no mesh at {path}")
-    try:
-        import pygltflib  # noqa: F401
-    except ImportError as error:
-        raise UserError("reading .glb takes pygltflib: pip install 'diffusion4d[train]'") from error
     from diffusion4d.data.animated_glb import placed_nodes
     from diffusion4d.data.gltf_file import GltfFile
 

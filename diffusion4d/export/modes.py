@@ -20,7 +20,8 @@ import numpy as np
 
 from diffusion4d.deformation import Deformation
 from diffusion4d.errors import UserError
-from diffusion4d.export import ASSUMED_RATE, clock, staged
+from diffusion4d.export import staged
+from diffusion4d.export.recorded import length
 
 FILES = ("modes.npz", "modes.glb", "modes.png", "modes.json")
 SWUNG = 4
@@ -35,7 +36,7 @@ def write_modes(
     """Write the four `FILES` into `out_dir`, made if missing; older ones are replaced.
 
     Args:
-        seconds: that the animation takes; the frames at `export.ASSUMED_RATE` by default.
+        seconds: that the animation takes; the frames at `recorded.ASSUMED_RATE` by default.
 
     Returns:
         The path of each file by its name.
@@ -48,7 +49,7 @@ def write_modes(
     from diffusion4d.export.mode_picture import write_picture
 
     if seconds is None:
-        seconds = float(np.ptp(clock(deformation.hypotheses, None))) or 1 / ASSUMED_RATE
+        seconds = length(deformation.hypotheses)
     if not seconds > 0:
         raise UserError(f"need a positive number of seconds, got {seconds}")
     swung = deformation.swing(AMPLITUDE, SWUNG)

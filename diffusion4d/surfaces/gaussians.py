@@ -1,8 +1,8 @@
 r"""A surface as Gaussians, one a vertex, and how a deformation carries them.
 
-At rest a Gaussian is a flat disc on the surface: with n the normal and s the distance to its neighbours,
+At rest a Gaussian is a flat disc on the surface: with n the normal and s the mean distance to the `NEIGHBOURS` nearest,
 
-    Σ = s² (I − n nᵀ) / 4 + (`THIN` s)² n nᵀ
+    Σ = (s / 2)² (I − n nᵀ + `THIN`² n nᵀ)
 
 so that discs overlap and leave no holes. A map with the Jacobian J carries it as it carries every small ellipsoid,
 

@@ -25,7 +25,8 @@ class Mesh:
     """Triangles over vertices.
 
     Raises:
-        UserError: no triangle, a corner that is no vertex, or numbers that are not finite.
+        UserError: no triangle, a corner that is no vertex, colours or uv that are not one a vertex, or numbers that
+            are not finite.
     """
 
     vertices: Float32[np.ndarray, "V 3"]
@@ -43,8 +44,14 @@ class Mesh:
             raise UserError(f"need a mesh with triangles, got {V} vertices and none")
         if self.faces.min() < 0 or self.faces.max() >= V:
             raise UserError(f"need corners among {V} vertices, got {self.faces.max()}")
-        if not np.isfinite(self.vertices).all():
-            raise UserError("need finite vertices, got some that are not")
+        looks = {"vertices": (self.vertices, 3), "colours": (self.colours, 3), "uv": (self.uv, 2)}
+        for name, (values, width) in looks.items():
+            if values is None:
+                continue
+            if values.shape != (V, width):
+                raise UserError(f"need {name} [{V}, {width}], one a vertex, got {[*values.shape]}")
+            if not np.isfinite(values).all():
+                raise UserError(f"need finite {name}, got some that are not")
 
     @property
     def normals(self) -> Float32[np.ndarray, "V 3"]:

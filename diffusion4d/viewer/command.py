@@ -1,12 +1,12 @@
 """What `diffusion4d view` does: hypotheses and their clip, to the page."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from diffusion4d.clip import Clip, read_clip
 from diffusion4d.config import View
 from diffusion4d.errors import UserError
+from diffusion4d.export.recorded import reading
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.viewer import serve
 from diffusion4d.viewer.content import content
@@ -23,7 +23,7 @@ def run(config: View, say: Callable[[str], None]) -> None:
     hypotheses = Hypotheses.load(config.folder)
     clip = clip_of(hypotheses, folder, config.video, say)
     title = Path(clip.name).stem if clip is not None else folder.resolve().name
-    value = content(hypotheses, clip, title=title)
+    value = content(hypotheses, clip, title=title, source=config.folder)
     if config.html is not None:
         say(str(write_page(value, config.html)))
         return
@@ -43,7 +43,7 @@ def clip_of(
     Raises:
         UserError: a video that is given cannot be read, or has not the frames of the hypotheses.
     """
-    recorded = _recorded(folder / "summary.json")
+    recorded = reading(folder)
     options = {
         k: recorded[k]
         for k in ("start", "end", "stride", "max_frames", "max_size")
@@ -66,12 +66,3 @@ def clip_of(
         )
         return None
     return clip
-
-
-def _recorded(path: Path) -> dict:
-    """How the clip was read, by summary.json; nothing where that does not say."""
-    try:
-        found = json.loads(path.read_text("utf-8"))["assumed"]["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -11,6 +11,7 @@ import base64
 import json
 import math
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ import torch
 
 from diffusion4d.clip import Clip
 from diffusion4d.errors import UserError
-from diffusion4d.export import clock
 from diffusion4d.export.palette import colours
+from diffusion4d.export.recorded import clock
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.splines.basis import basis_functions
 
@@ -30,11 +31,18 @@ QUALITY = 72
 FEWEST_FOR_CLUSTERS = 8
 
 
-def content(hypotheses: Hypotheses, clip: Clip | None = None, *, title: str = "") -> dict[str, Any]:
+def content(
+    hypotheses: Hypotheses,
+    clip: Clip | None = None,
+    *,
+    title: str = "",
+    source: Path | None = None,
+) -> dict[str, Any]:
     """Everything that the page needs.
 
     Args:
         clip: the video, with the frames of the hypotheses.
+        source: folder of the hypotheses, whose summary.json tells the seconds where there is no clip.
 
     Raises:
         UserError: a clip with another number of frames.
@@ -58,7 +66,7 @@ def content(hypotheses: Hypotheses, clip: Clip | None = None, *, title: str = ""
         "T": hyp.num_frames,
         "S": len(dense),
         "perFrame": PATH_INSTANTS,
-        "seconds": [round(float(s), 5) for s in clock(hyp, clip)],
+        "seconds": [round(float(s), 5) for s in clock(hyp, clip, source)],
         "units": hyp.units,
         "frame": hyp.frame,
         "size": list(hyp.size),
