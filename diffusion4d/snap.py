@@ -3,10 +3,14 @@ r"""Every hypothesis must fit what was seen: a closed-form step to the observed 
 Given the depths Z(u) of a hypothesis, its projection is linear in the lateral control points: X(u) / Z(u) = y(u) is
 X(u) = y(u) Z(u). So the lateral control points nearest to the sampled ones that explain the tracks are
 
-    min_x  sum_t v_t |sum_m N_m(u_t) x_m - y_t Z_t|^2 / Z_t^2  +  ridge |D (x - x_sampled)|^2,
+    min_x  sum_t v_t |sum_m N_m(u_t) x_m - y_t Z_t|^2 / Z_t^2  +  sum_i lambda_i |D_i (x - x_sampled)|^2,
 
 one small linear system a trajectory (the mean of a Gaussian posterior). D is the first difference: the
 correction is held where nothing was seen, so what was hidden stays as sampled, up to an offset. Depths are not touched.
+
+What a step of the correction costs depends on what was seen there. With s_i the visibility under step i, averaged by
+the basis of the derivative, lambda_i = `RIDGE`^s_i `HELD`^(1 - s_i): where the point is seen the tracks rule, and where
+it is not, the doubts about the last frames before must not swing the correction on.
 
 Trackers err, and by how much is known only roughly. So every hypothesis is snapped to the tracks as they may have
 been: y plus errors of the kind and size that trackers make (`doubted`). The idea is that of randomise-then-optimise
@@ -25,10 +29,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d import splines
+from diffusion4d.splines.basis import basis_functions
 from samplers.noise import SeededNoise
 
 RIDGE = 0.01
 """Variance of the track noise over that of a sample's lateral steps from control point to control point."""
+
+HELD = 5.0
+"""The same where the point is hidden. On 96 worlds kept for choosing the lateral calibration error of hidden points is .040,
+and .077 with `RIDGE` there too; their energy score .1633 and .1643; the reprojection of seen ones .470 and .457 px."""
 
 NEAREST = 0.01
 """Depths (scene units) below this weigh no more than this one."""
@@ -49,6 +58,7 @@ def snap(
     degree: int = 3,
     multiplicity: int = 1,
     ridge: float = RIDGE,
+    held: float = HELD,
 ) -> Float[Tensor, "K N M 3"]:
     """Move lateral control points so that the hypotheses project onto the tracks where these were seen.
 
@@ -61,16 +71,20 @@ def snap(
     # regular, and its answer is not used.
     seen = visibility.sum(-1) > NEVER
     weights = torch.where(seen[:, None], visibility, 1)
-    basis_TM = splines.basis_matrix(u, ctrl.shape[-2], degree, multiplicity)
+    M = ctrl.shape[-2]
+    basis_TM = splines.basis_matrix(u, M, degree, multiplicity)
+    knots = splines.knot_vector(M, degree, multiplicity)
+    steps_TR = basis_functions(u, knots[1:-1], degree - 1)
+    share_NR = (weights @ steps_TR) / steps_TR.sum(0).clamp_min(1e-9)
     depth = (ctrl[..., 2] @ basis_TM.mT).clamp_min(NEAREST)
     lateral = splines.fit(
         rays * depth[..., None],
         u,
-        ctrl.shape[-2],
+        M,
         weights=weights / depth.square(),
         degree=degree,
         multiplicity=multiplicity,
-        ridge=ridge,
+        ridge=ridge**share_NR * held ** (1 - share_NR),
         penalty_order=1,
         prior=ctrl[..., :2],
     )

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy.interpolate import BSpline
 from torch import Tensor
 
 from diffusion4d import splines
-from diffusion4d.snap import DRIFT, JITTER, doubted, misfit, snap
+from diffusion4d.snap import DRIFT, HELD, JITTER, doubted, misfit, snap
 
 F64 = torch.float64
 K, N, M, T = 3, 4, 8, 25
@@ -86,16 +87,37 @@ def test_a_strong_prior_leaves_the_sample_up_to_an_offset():
     torch.testing.assert_close(moved[:, :, 0], offset, atol=1e-5, rtol=0)
 
 
+def test_doubts_before_a_gap_do_not_swing_what_is_hidden():
+    ctrl = sampled()
+    seen = (U < 0.45).to(F64).expand(N, T).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    doubts = 0.01 * torch.randn(64, N, T, 2, generator=generator, dtype=F64)
+    tracked = tracks() + doubts
+
+    def swing(held: float) -> Tensor:
+        """How far the last control points scatter, over how far those that are seen do."""
+        moved = snap(ctrl[:1].expand(64, -1, -1, -1), tracked, seen, U, held=held)[..., :2]
+        scatter = moved.std(0)
+        return scatter[:, -1].mean() / scatter[:, :3].mean()
+
+    assert swing(5.0) < 0.8 * swing(0.01)
+
+
 def test_it_is_the_minimum_of_what_it_says():
     ctrl, ridge = sampled(), 0.05
     seen = torch.rand((N, T), generator=torch.Generator().manual_seed(1), dtype=F64)
     depth = (BASIS @ ctrl[..., 2:]).squeeze(-1)
     differences = splines.BSpline.clamped(torch.eye(M, dtype=F64), 3).derivative().ctrl / (M - 3)
+    # How much of what lies under each step of control points was seen.
+    knots = splines.knot_vector(M).numpy()[1:-1]
+    under = torch.from_numpy(BSpline.design_matrix(U.numpy(), knots, 2).toarray())
+    share = seen @ under / under.sum(0)
+    strength = (ridge**share * HELD ** (1 - share))[:, :, None]
 
     def cost(lateral: Tensor) -> Tensor:
         off = (BASIS @ lateral - tracks() * depth[..., None]).square().sum(-1)
-        held = (differences @ (lateral - ctrl[..., :2])).square().sum()
-        return (seen * off / depth.square()).sum() + ridge * held
+        held = (strength * (differences @ (lateral - ctrl[..., :2])).square()).sum()
+        return (seen * off / depth.square()).sum() + held
 
     lateral = snap(ctrl, tracks(), seen, U, ridge=ridge)[..., :2].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(cost(lateral), lateral)

@@ -34,10 +34,13 @@ def test_fit_is_scipys(degree: int, num_ctrl: int) -> None:
         assert np.abs(found[n].numpy() - expected).max() <= 1e-11 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_penalised_fit_is_the_stacked_least_squares_problem(order: int) -> None:
+def test_penalised_fit_is_the_stacked_least_squares_problem(order: int, each: bool) -> None:
     points, u, weights = scene((1,))
     M, ridge = 8, 0.3
+    if each:
+        ridge = torch.linspace(0.1, 2, M - order, dtype=torch.float64)
     prior = torch.randn(1, M, 2, dtype=torch.float64)
     found = fit(points, u, M, weights=weights, ridge=ridge, penalty_order=order, prior=prior)
     # The differences are those of the derivative's control points, in units of the knot distance.
@@ -47,8 +50,9 @@ def test_penalised_fit_is_the_stacked_least_squares_problem(order: int) -> None:
         gaps = knots[3 - r :] - knots[: r - 3]
         differences = (3 - r) / (5 * gaps[:, None]) * np.diff(differences, axis=0)
     root = weights[0].sqrt().numpy()[:, None]
-    system = np.concatenate([root * basis_matrix(u, M).numpy(), np.sqrt(ridge) * differences])
-    target = [root * points[0].numpy(), np.sqrt(ridge) * differences @ prior[0].numpy()]
+    differences = np.sqrt(np.broadcast_to(ridge, (M - order,)))[:, None] * differences
+    system = np.concatenate([root * basis_matrix(u, M).numpy(), differences])
+    target = [root * points[0].numpy(), differences @ prior[0].numpy()]
     expected = np.linalg.lstsq(system, np.concatenate(target), rcond=None)[0]
     assert np.abs(found[0].numpy() - expected).max() <= 1e-11
 

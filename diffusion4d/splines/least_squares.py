@@ -1,6 +1,6 @@
 r"""Least-squares splines through partly seen trajectories.
 
-    min_c  Σ_t w_t ‖Σ_m N_m(u_t) c_m − p_t‖²  +  λ ‖D (c − c⁰)‖²
+    min_c  Σ_t w_t ‖Σ_m N_m(u_t) c_m − p_t‖²  +  Σ_i λ_i ‖D_i (c − c⁰)‖²
 
 with w_t the visibility and c⁰ a prior (0 by default). D is the identity (ridge), or the first or
 second differences of the control points (P-splines; Eilers and Marx 1996): a gap in what was seen
@@ -11,7 +11,7 @@ differences are those of the derivative's control points (general P-splines; Li 
 scaled by h^order, h the distance of interior knots: amid the knots they are the plain differences,
 and motions of constant position (order 1) or constant velocity (order 2) cost nothing anywhere.
 
-The normal equations  (Nᵀ W N + λ DᵀD) c = Nᵀ W p + λ DᵀD c⁰  are banded, symmetric and small: one
+The normal equations  (Nᵀ W N + DᵀΛD) c = Nᵀ W p + DᵀΛD c⁰  are banded, symmetric and small: one
 batched Cholesky in float64, whatever the precision of the points, since the condition number of the
 basis enters squared.
 
@@ -33,7 +33,7 @@ def fit(
     weights: Float[Tensor, "*batch frames"] | None = None,
     degree: int = 3,
     multiplicity: int = 1,
-    ridge: float = 0.0,
+    ridge: float | Float[Tensor, "*#batch rows"] = 0.0,
     penalty_order: int = 0,
     prior: Float[Tensor, "*batch ctrl dim"] | None = None,
 ) -> Float[Tensor, "*batch ctrl dim"]:
@@ -44,7 +44,7 @@ def fit(
         u: clip time in [0, 1].
         multiplicity: of the interior knots; a second difference is not taken across repeated ones.
         weights: w_t ≥ 0 per trajectory and instant, such as visibility; all 1 by default.
-        ridge: λ ≥ 0, in units of weight.
+        ridge: λ ≥ 0, in units of weight; one for all, or one for each of the M − penalty_order rows of D.
         penalty_order: 0 holds the control points near the prior, 1 their first differences, 2 their
             second ones.
         prior: c⁰, control points in the unit of `points`.
@@ -54,8 +54,9 @@ def fit(
             [0, 1]; or some trajectory does not determine its control points, because too little of
             it has weight and the penalty does not decide the rest.
     """
-    if not ridge >= 0:
-        raise ValueError(f"need ridge >= 0, got {ridge}")
+    strength = torch.as_tensor(ridge, dtype=torch.float64)
+    if not bool((strength >= 0).all()):
+        raise ValueError(f"need ridge >= 0, got {strength.min().item():g}")
     if not 0 <= penalty_order <= degree:
         raise ValueError(f"need 0 <= penalty_order <= degree={degree}, got {penalty_order}")
     if prior is not None and prior.shape[-2] != num_ctrl:
@@ -74,12 +75,14 @@ def fit(
         target = weights[..., None] * torch.where(weights[..., None] > 0, target, 0)
     moment = basis_TM.mT @ target
 
-    if ridge > 0:
-        penalty_MM = ridge * _penalty(num_ctrl, degree, multiplicity, penalty_order).to(gram)
+    if bool((strength > 0).any()):
+        rows = _differences(num_ctrl, degree, multiplicity, penalty_order).to(gram)
+        penalty_MM = rows.mT @ (strength.to(gram).unsqueeze(-1) * rows)
         gram = gram + penalty_MM
         if prior is not None:
             moment = moment + penalty_MM @ prior.double()
-    return torch.cholesky_solve(moment, _cholesky(gram, ridge, penalty_order)).to(points.dtype)
+    factor = _cholesky(gram, float(strength.min()), penalty_order)
+    return torch.cholesky_solve(moment, factor).to(points.dtype)
 
 
 def _weighted_gram(
@@ -97,14 +100,13 @@ def _weighted_gram(
     )
 
 
-def _penalty(
+def _differences(
     num_ctrl: int, degree: int, multiplicity: int, order: int
-) -> Float[Tensor, "ctrl ctrl"]:
-    """DᵀD, with D the differences of the given order, `[M − order, M]`."""
+) -> Float[Tensor, "rows ctrl"]:
+    """D, the differences of the given order, `[M − order, M]`."""
     knots = knot_vector(num_ctrl, degree, multiplicity)
     spacing = 1 / (len(knots.unique()) - 1)
-    differences = spacing**order * derivative_matrix(knots, degree, order)
-    return differences.mT @ differences
+    return spacing**order * derivative_matrix(knots, degree, order)
 
 
 def _cholesky(
