@@ -187,24 +187,24 @@ def _look_for(
 def _there_and_back(
     source: np.ndarray, target: np.ndarray, points: np.ndarray, guess: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where points of `source` are in `target`, and how far off the way back ends (inf: not found)."""
+    """Where points of `source` are in `target`, and how far off the way back ends (inf: not found).
+
+    With a guess the way back knows no more than the way there did: it starts as far from its end as the guess was from
+    where it led. If it started at the point itself, a wrong place would be a step that neither way takes, and pass.
+    """
     import cv2
 
     window, stop = (WINDOW, WINDOW), (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 0.01)
     start = points[:, None].copy()
     if guess is None:
-        level, flags, towards, backwards = 3, 0, start.copy(), start.copy()
+        level, flags, towards = 3, 0, start.copy()
     else:
         # The guess stands in for the coarse levels, which could jump to a look-alike.
-        level, flags, towards, backwards = (
-            1,
-            cv2.OPTFLOW_USE_INITIAL_FLOW,
-            guess[:, None].copy(),
-            start.copy(),
-        )
+        level, flags, towards = 1, cv2.OPTFLOW_USE_INITIAL_FLOW, guess[:, None].copy()
     there, ok, _ = cv2.calcOpticalFlowPyrLK(
         source, target, start, towards, None, None, window, level, stop, flags
     )
+    backwards = start.copy() if guess is None else start + there - guess[:, None]
     back, ok_back, _ = cv2.calcOpticalFlowPyrLK(
         target, source, there, backwards, None, None, window, level, stop, flags
     )

@@ -48,16 +48,20 @@ class Seen:
     def of(
         cls, points: Tensor, visibility: Tensor, intrinsics: Tensor, size: tuple[int, int]
     ) -> "Seen":
-        _, N, T, _ = points.shape
-        if visibility.shape != (N, T):
-            raise ValueError(f"need visibility [{N}, {T}], got {list(visibility.shape)}")
-        if not bool((intrinsics[:2] > 0).all()):
-            raise ValueError(f"need focal lengths above 0, got {intrinsics[:2].tolist()}")
+        """Points [K, N, T, 3], visibility [N, T] in [0, 1] and intrinsics [4] px of an image of `size` (H, W).
+
+        Raises:
+            ValueError: shapes that do not fit, numbers that are not finite, a visibility outside [0, 1], a focal
+                length that is not positive.
+        """
+        _require(points, visibility, intrinsics)
         pixel = min(size) / REFERENCE_SIDE / float(intrinsics[:2].mean())
         scale = torch.tensor([1 / (SIGMA_IMAGE * pixel)] * 2 + [1 / SIGMA_DEPTH]).double()
         points = points.double()
-        # Half a percent of the median depth is as near as a point may come.
-        nearest = 0.005 * points[..., 2].abs().median()
+        # Half a percent of the median depth is as near as a point may come: its own reconstruction's, whose scale
+        # no other shares.
+        middle_K = points[..., 2].abs().flatten(1).median(1).values
+        nearest = 0.005 * middle_K[:, None, None, None]
         weight = visibility.double().clamp_min(HIDDEN)
         return cls(_projective(points, nearest)[0] * scale, weight, scale)
 
@@ -72,11 +76,38 @@ class Seen:
         return replace(self, target=self.target[:, :, instants], weight=self.weight[:, instants])
 
     @property
+    def ever(self) -> Tensor:
+        """Which points were seen at all, [N]: nothing is known of the others."""
+        return (self.weight > HIDDEN).any(-1)
+
+    @property
     def points(self) -> Tensor:
         """Back in space, [K, N, T, 3]."""
         place = self.target / self.scale
         depth = place[..., 2:].exp()
         return torch.cat([place[..., :2] * depth, depth], -1)
+
+
+def _require(points: Tensor, visibility: Tensor, intrinsics: Tensor) -> None:
+    if points.ndim != 4 or points.shape[-1] != 3 or 0 in points.shape:
+        raise ValueError(f"need points [K, N, T, 3], none of them 0, got {list(points.shape)}")
+    _, N, T, _ = points.shape
+    if visibility.shape != (N, T):
+        raise ValueError(f"need visibility [{N}, {T}], got {list(visibility.shape)}")
+    if intrinsics.shape != (4,):
+        raise ValueError(f"need intrinsics [4], got {list(intrinsics.shape)}")
+    if not bool(points.isfinite().all()):
+        missing = int((~points.isfinite()).sum())
+        raise ValueError(f"need finite points, got {missing} numbers that are not")
+    # Written so that NaN fails too.
+    if not bool(((visibility >= 0) & (visibility <= 1)).all()):
+        raise ValueError(
+            f"need visibility in [0, 1], got {float(visibility.min())} to {float(visibility.max())}"
+        )
+    if not bool((intrinsics[:2] > 0).all()):
+        raise ValueError(f"need focal lengths above 0, got {intrinsics[:2].tolist()}")
+    if not bool(intrinsics.isfinite().all()):
+        raise ValueError(f"need finite intrinsics, got {intrinsics.tolist()}")
 
 
 def _projective(points: Tensor, nearest: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -129,10 +160,11 @@ class Fit:
         return _projective(self._placed(), 1e-6)[0] * seen.scale - seen.target
 
     def error(self, seen: Seen) -> Tensor:
-        """e_n [K, N]: the root mean square over what was seen."""
+        """e_n [K, N]: the root mean square over what was seen; infinite for a point that never was."""
         squared = self.residual(seen).square().sum(-1)
         weight = (seen.weight - HIDDEN).clamp_min(1e-9)
-        return ((squared * weight).sum(-1) / weight.sum(-1)).sqrt()
+        error = ((squared * weight).sum(-1) / weight.sum(-1)).sqrt()
+        return torch.where(seen.ever, error, torch.inf)
 
     def cost(self, seen: Seen, weight_KN: Tensor, *, each: bool = False) -> Tensor:
         """(1) of each reconstruction, or of each point."""

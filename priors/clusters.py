@@ -61,8 +61,11 @@ def clusters(
         seed: of the Gaussian ensembles.
 
     Raises:
-        ValueError: no samples, numbers that are not finite, `most` or `draws` below 1, or `level` outside (0, 1).
+        ValueError: no [K, D] with K >= 1, numbers that are not finite, `most` or `draws` below 1, or `level` outside
+            (0, 1).
     """
+    if points.ndim != 2:
+        raise ValueError(f"need samples [K, D], got {list(points.shape)}")
     if len(points) < 1 or not np.isfinite(points).all():
         raise ValueError(f"need at least 1 sample and finite numbers, got {points.shape}")
     if most < 1 or draws < 1 or not 0 < level < 1:
@@ -118,7 +121,18 @@ def _best_cut(
 
 
 def mean_silhouette(distances: Float64[np.ndarray, "K K"], labels: Int64[np.ndarray, "K"]) -> float:
-    """Mean silhouette of a partition into two clusters or more."""
+    """Mean silhouette of a partition into two clusters or more.
+
+    Raises:
+        ValueError: shapes that do not fit, or labels that are not 0 ... G - 1 with G >= 2, each of them taken.
+    """
+    if labels.ndim != 1 or distances.shape != (len(labels), len(labels)):
+        raise ValueError(
+            f"need distances [K, K] and labels [K], got {list(distances.shape)} and {list(labels.shape)}"
+        )
+    taken = np.unique(labels)
+    if len(taken) < 2 or taken[0] != 0 or taken[-1] != len(taken) - 1:
+        raise ValueError(f"need labels 0 ... G - 1 of two clusters or more, got {taken.tolist()}")
     members = np.eye(labels.max() + 1)[labels]
     size = members.sum(0)
     total = distances @ members

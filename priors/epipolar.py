@@ -62,9 +62,12 @@ def along_lines(
     cells: Cells,
     matrix: Float[Tensor, "3 3"],
 ) -> Float[Tensor, "N D"]:
-    """The belief, weighed by the distance from each point's epipolar line; each row keeps its sum."""
+    """The belief, weighed by the distance from each point's epipolar line; each row keeps its sum.
+
+    Queries and matrix may be of another precision than the belief; lines are told in the queries', distances in its.
+    """
     ones = torch.ones_like(queries[:, :1])
-    line_N3 = torch.cat([queries, ones], -1) @ matrix.T
+    line_N3 = (torch.cat([queries, ones], -1) @ matrix.to(queries).T).to(belief)
     centres_D2 = cells.centres(belief)
     normal_N1 = line_N3[:, :2].norm(dim=-1, keepdim=True).clamp_min(1e-12)
     distance_ND = (line_N3[:, :2] @ centres_D2.T + line_N3[:, 2:]) / normal_N1

@@ -23,6 +23,7 @@ compete and vote among themselves.
 Shape letters:  T frames   N points   C channels   L tokens   D cells   S candidates
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -56,7 +57,8 @@ class Matcher:
         neighbourhood: "hough": rho, in tokens.
 
     Raises:
-        ValueError: an unknown method, or a number that is not above 0.
+        ValueError: an unknown method, a number that is not finite or (but for `dustbin`) not above 0, cells or
+            iterations that are no whole number.
     """
 
     method: Method = "soft"
@@ -72,8 +74,13 @@ class Matcher:
                 f"need a method out of {', '.join(get_args(Method))}, got {self.method!r}"
             )
         for name in ("temperature", "upsample", "iterations", "neighbourhood"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"need {name} > 0, got {getattr(self, name)}")
+        for name in ("upsample", "iterations"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"need {name} as a whole number, got {getattr(self, name)}")
+        if not math.isfinite(self.dustbin):
+            raise ValueError(f"need a finite dustbin, got {self.dustbin}")
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,11 @@ def match_to_anchor(
         matcher: how; soft attention by default.
 
     Raises:
-        ValueError: no points, or points that are not finite.
+        ValueError: points that are no [N, 2], N >= 1, of floats, or not finite; tokens that are not finite.
     """
     matcher = matcher or Matcher()
     _require_points(queries)
+    _require_tokens(grid)
     anchor = Frame.of(grid, 0, matcher.upsample)
     own = _own_spread(anchor, queries, matcher)
     frames = [_anchored(anchor, queries, own)]
@@ -132,7 +140,7 @@ def match_all_pairs(
     what they add to its support. Doubt is their own covariance and how far they are apart.
 
     Raises:
-        ValueError: no points, or points that are not finite.
+        ValueError: points that are no [N, 2], N >= 1, of floats, or not finite; tokens that are not finite.
     """
     matcher = matcher or Matcher()
     direct = match_to_anchor(grid, queries, matcher)
@@ -270,8 +278,18 @@ def _best_supported(offers: list[Found], sigma: float) -> Found:
 
 
 def _require_points(queries: Tensor) -> None:
+    if queries.ndim != 2 or queries.shape[1] != 2 or not queries.is_floating_point():
+        raise ValueError(
+            f"need query points [N, 2] of floats, got {list(queries.shape)} of {queries.dtype}"
+        )
     if len(queries) == 0 or not bool(queries.isfinite().all()):
         raise ValueError(
             f"need at least one query point and finite ones, got {len(queries)} points, "
             f"{int((~queries.isfinite()).sum())} coordinates that are not finite"
         )
+
+
+def _require_tokens(grid: TokenGrid) -> None:
+    if not bool(grid.values.isfinite().all()):
+        frames = (~grid.values.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+        raise ValueError(f"need finite tokens, got some that are not in frames {frames}")

@@ -14,7 +14,7 @@ Shape letters:  K samples   r modes
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float64
@@ -82,8 +82,10 @@ def modes(
 
     Raises:
         ValueError: fewer than `FEWEST` + 1 samples or `FEWEST` numbers a sample (coloured: `coloured.FEWEST`); a number
-            that is not finite; `level` not strictly between 0 and 1.
+            that is not finite; `level` not strictly between 0 and 1; an unknown `noise`.
     """
+    if noise not in get_args(Noise):
+        raise ValueError(f"need noise out of {', '.join(get_args(Noise))}, got {noise!r}")
     rows = samples.flatten(1)
     K, P = rows.shape
     if K <= FEWEST or P < FEWEST:

@@ -33,6 +33,8 @@ Fit = Literal["aspect", "square"]
 FILE_NAME = "preprocessor_config.json"
 # Pillow's codes, as the files write them. torch antialiases no other filter.
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
+ROUNDING = 1e-3
+"""How far float pixels may lie outside [0, 1]: what rounding and half precision do."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,11 @@ class Preprocessing:
             patch: the side of a patch in pixels.
 
         Raises:
-            ValueError: `frames` is no [F, 3, H, W].
+            ValueError: `frames` is no [F, 3, H, W], neither bytes nor floats, or floats outside [0, 1].
         """
         if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape[2:]:
             raise ValueError(f"need frames of shape [F, 3, H, W], got {list(frames.shape)}")
-        frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+        frames = in_unit_range(frames)
         height, width = self.grid((frames.shape[2], frames.shape[3]), patch)
         resized = torch.nn.functional.interpolate(
             frames,
@@ -160,6 +162,25 @@ class Preprocessing:
         ).clamp(0, 1)
         mean, std = (resized.new_tensor(colour)[:, None, None] for colour in (self.mean, self.std))
         return (self.scale * resized - mean) / std
+
+
+def in_unit_range(
+    frames: Float[Tensor, "F 3 H W"] | UInt8[Tensor, "F 3 H W"],
+) -> Float[Tensor, "F 3 H W"]:
+    """Bytes or floats in [0, 1] as float32 in [0, 1].
+
+    Raises:
+        ValueError: another type, or floats outside [0, 1], of which 0 ... 255 are the usual ones.
+    """
+    if frames.dtype == torch.uint8:
+        return frames.float() / 255
+    if not frames.is_floating_point():
+        raise ValueError(f"need frames as uint8 or float in [0, 1], got {frames.dtype}")
+    low, high = (float(value) for value in frames.detach().aminmax()) if len(frames) else (0, 0)
+    # Written so that NaN fails too.
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(f"need float frames in [0, 1], got {low:.4g} to {high:.4g}")
+    return frames.float()
 
 
 def _height_width(size: Any) -> tuple[int, int]:

@@ -4,7 +4,7 @@ A token is 16 px or more wide; its tracks are good to a quarter of that. For eac
 query point in the anchor frame is compared with every whole-pixel place d in reach of the match (normalised
 cross-correlation, zncc in [-1, 1]; OpenCV's matchTemplate), and what the tokens think is the prior:
 
-    P(d) ∝ exp(zncc(d) / tau - d^T Sigma^-1 d / 2)          Sigma: the match's own covariance, at least a token's eighth
+    P(d) ∝ exp(zncc(d) / tau - d^T Sigma^-1 d / 2)          Sigma: the match's own covariance, and 1 px^2 each way
 
 The answer is the mean of P in a window of 3 x 3 px around its mode. It is taken where zncc there is at least
 `ALIKE`; elsewhere the patch has turned, changed or gone, and the token's answer stands. A flat patch correlates
@@ -19,30 +19,42 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from priors.matches import Matches
+from priors.preprocessing import in_unit_range
 
 PATCH = 15
 """Side of the patch, px."""
 REACH = 16
-"""The match is searched this far each way, px, or its two deviations if that is less."""
+"""The match is searched this far each way, px, or its two deviations if that is less; `LEAST_REACH` at least."""
+LEAST_REACH = 2
+DOUBT = 1.0
+"""px² that a match's covariance is widened by in the prior, whatever the size of a token: none is that sure."""
 TAU = 0.05
 ALIKE = 0.7
 FLAT = 2.0
 """Standard deviation of grey levels below which a patch tells nothing."""
 
 
-def refine(frames: UInt8[Tensor, "T 3 H W"], matches: Matches) -> Matches:
+def refine(
+    frames: Float[Tensor, "T 3 H W"] | UInt8[Tensor, "T 3 H W"], matches: Matches
+) -> Matches:
     """The same matches, to a fraction of a pixel where the anchor frame's patches are found.
 
     Args:
-        frames: the frames that were matched, at the resolution that tracks are told in.
+        frames: [T, 3, H, W] sRGB, float in [0, 1] or uint8: the frames that were matched, at the resolution that
+            tracks are told in.
 
     Raises:
-        ValueError: another number of frames than the matches have.
+        ValueError: `frames` is no [T, 3, H, W], of another type, or another number of them than the matches have.
     """
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise ValueError(f"need frames of shape [T, 3, H, W], got {list(frames.shape)}")
     if len(frames) != len(matches.tracks):
         raise ValueError(
             f"need the {len(matches.tracks)} frames that were matched, got {len(frames)}"
         )
+    if frames.dtype != torch.uint8:
+        # Grey levels are those of bytes, and so is what counts as flat.
+        frames = (255 * in_unit_range(frames)).clamp(0, 255).round().to(torch.uint8)
     tracks = matches.tracks.clone()
     covariance = matches.covariance.clone()
     patches = _patches(_grey(frames[0]), tracks[0].cpu().numpy())
@@ -69,7 +81,7 @@ def _slide(
 
     height, width = (side - 2 * margin for side in image.shape)
     deviation = float(np.sqrt(np.linalg.eigvalsh(doubt)[-1]))
-    reach = int(np.clip(np.ceil(2 * deviation), 2, REACH))
+    reach = int(np.clip(np.ceil(2 * deviation), LEAST_REACH, REACH))
     # The pixel whose centre is nearest to the match.
     column, row = np.clip(np.floor(start), 0, (width - 1, height - 1)).astype(int)
     half = PATCH // 2 + reach
@@ -83,7 +95,8 @@ def _slide(
     offset = np.arange(-reach, reach + 1)
     places_yx2 = np.stack(np.meshgrid(column + offset, row + offset), -1) + 0.5
     off_yx2 = places_yx2 - start
-    prior = np.einsum("yxi,ij,yxj->yx", off_yx2, np.linalg.inv(doubt + np.eye(2)), off_yx2) / 2
+    precision = np.linalg.inv(doubt + DOUBT * np.eye(2))
+    prior = np.einsum("yxi,ij,yxj->yx", off_yx2, precision, off_yx2) / 2
     belief = alike_yx / TAU - prior
     y, x = np.unravel_index(belief.argmax(), belief.shape)
     if alike_yx[y, x] < ALIKE:

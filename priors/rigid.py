@@ -59,8 +59,9 @@ F_RATIO = 2.0
 class RigidMotion:
     """Camera paths, and what stands still before them.
 
-    extrinsics: world to camera. anchors: A_n, where each point would stand. error: e_n in σ. static: the points of the
-    set. moves: whether the camera does. found: whether the set is large enough to be the world.
+    extrinsics: world to camera. anchors: A_n, where each point would stand. error: e_n in σ, infinite for a point that
+    was never seen. static: the points of the set. moves: whether the camera does. found: whether the set is large
+    enough to be the world.
     """
 
     extrinsics: Float[Tensor, "K T 4 4"]
@@ -115,9 +116,12 @@ def rigid_motion(
             them, the images of the first reconstruction.
 
     Raises:
-        ValueError: shapes that do not fit, a focal length that is not positive.
+        ValueError: shapes that do not fit, points or intrinsics that are not finite, a visibility outside [0, 1], a
+            focal length that is not positive.
     """
     seen = Seen.of(points, visibility, intrinsics, size)
+    if tracks is not None and tracks.shape != (*points.shape[1:3], 2):
+        raise ValueError(f"need tracks {[*points.shape[1:3], 2]}, got {list(tracks.shape)}")
     intrinsics = intrinsics.double()
     if tracks is None:
         plane = points[0, ..., :2].double() / points[0, ..., 2:].double().clamp_min(1e-6)
@@ -126,11 +130,11 @@ def rigid_motion(
     pixels = plane[:, 0] * intrinsics[:2] + intrinsics[2:]
     shares = area_shares(pixels, size)
     flat = Seen.lifted(plane, seen)
-    K, N, T, _ = points.shape
+    K, _, T, _ = points.shape
     still = torch.eye(4).expand(K, T, 4, 4)
     if T < 2 or _is_still(flat, shares):
         return standing(points, visibility, intrinsics, size, still)
-    if N < SMALLEST:
+    if seen.ever.sum() < SMALLEST:
         few = standing(points, visibility, intrinsics, size, still)
         return replace(few, moves=True, found=torch.zeros(K, dtype=torch.bool))
     starts_JN = _starts(flat.target[0], shares)
@@ -154,8 +158,15 @@ def standing(
     size: tuple[int, int],
     extrinsics: Float[Tensor, "K T 4 4"],
 ) -> RigidMotion:
-    """What stands still where the cameras are known; as `rigid_motion`, with world to camera in units of the points."""
+    """What stands still where the cameras are known; as `rigid_motion`, with world to camera in units of the points.
+
+    Raises:
+        ValueError: as `rigid_motion`, or extrinsics that are not finite.
+    """
     seen = Seen.of(points, visibility, intrinsics, size)
+    wanted = (len(points), points.shape[2], 4, 4)
+    if extrinsics.shape != wanted or not bool(extrinsics.isfinite().all()):
+        raise ValueError(f"need finite extrinsics {list(wanted)}, got {list(extrinsics.shape)}")
     poses = extrinsics.to(seen.target)
     fits = []
     for part, cameras in zip(_chunks(seen), poses.split(_chunk(seen)), strict=True):

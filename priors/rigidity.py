@@ -31,7 +31,15 @@ class Neighbours:
     index: Int64[Tensor, "N k"]
 
     def edges(self, points: Float[Tensor, "*K N T 3"]) -> Float[Tensor, "*K N T k 3"]:
-        """X_j − X_n of every neighbour j of n at every instant."""
+        """X_j − X_n of every neighbour j of n at every instant.
+
+        Raises:
+            ValueError: points that are no [*K, N, T, 3] of the graph's N.
+        """
+        if points.ndim < 3 or points.shape[-1] != 3 or points.shape[-3] != len(self.index):
+            raise ValueError(
+                f"need points [*K, {len(self.index)}, T, 3] of the graph, got {list(points.shape)}"
+            )
         ends = points[..., self.index, :, :].movedim(-3, -2)
         return ends - points[..., None, :]
 
@@ -40,8 +48,10 @@ def nearest(places: Float[Tensor, "N dim"], k: int) -> Neighbours:
     """The graph of the k nearest points; of the anchor frame, in space or in the image.
 
     Raises:
-        ValueError: k is below 1, or there are not more than k points.
+        ValueError: places that are no [N, dim], k below 1, or not more than k points.
     """
+    if places.ndim != 2:
+        raise ValueError(f"need places [N, dim], got {list(places.shape)}")
     if not 1 <= k < len(places):
         raise ValueError(f"need 1 <= k < number of points, got k={k} for {len(places)} points")
     apart = torch.cdist(places, places)
@@ -52,7 +62,7 @@ def nearest(places: Float[Tensor, "N dim"], k: int) -> Neighbours:
 def as_rigid_as_possible(
     points: Float[Tensor, "*K N T 3"], graph: Neighbours
 ) -> Float[Tensor, "*K"]:
-    """(1), against the first instant."""
+    """(1), against the first instant. Raises ValueError as `Neighbours.edges`."""
     import roma
 
     edges = graph.edges(points)
@@ -66,7 +76,7 @@ def as_rigid_as_possible(
 
 
 def stretch(points: Float[Tensor, "*K N T 3"], graph: Neighbours) -> Float[Tensor, "*K"]:
-    """(2), against the first instant."""
+    """(2), against the first instant. Raises ValueError as `Neighbours.edges`."""
     length = torch.linalg.vector_norm(graph.edges(points), dim=-1)
     anchor = graph.edges(points[..., :1, :])
     return _share((length - length[..., :1, :]).square(), anchor)

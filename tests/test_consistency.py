@@ -64,8 +64,9 @@ def test_patches_forgive_light_and_not_other_places() -> None:
     pixels = places()[..., :1, :].expand(-1, F, -1)
     weights = torch.ones(5, F).double()
     assert consistency.patch(images, pixels, weights, SIZE) == pytest.approx(0, abs=1e-12)
-    brighter = images.clone()
-    brighter[1:] = images[1:] + 0.2
+    # Colours are in [0, 1], brighter ones too.
+    brighter = 0.8 * images
+    brighter[1:] += 0.2
     assert consistency.patch(brighter, pixels, weights, SIZE) == pytest.approx(0, abs=1e-9)
     dimmed = images.clone()
     dimmed[1:] = 0.6 * images[1:]

@@ -1,5 +1,7 @@
 """Clusters where they are known, one where there is none, and the medoids."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,14 @@ def test_what_cannot_be_parted_is_one():
 
 
 def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"need samples \[K, D\], got \[4\]"):
+        inspect.unwrap(clusters)(np.zeros(4))
+    silhouette = inspect.unwrap(mean_silhouette)
+    with pytest.raises(ValueError, match=r"need distances \[K, K\] .*, got \[3, 4\] and \[4\]"):
+        silhouette(np.zeros((3, 4)), np.zeros(4, int))
+    for labels in ([0, 0, 0], [0, 0, 2], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=r"need labels 0 \.\.\. G - 1 of two clusters or more"):
+            silhouette(np.zeros((3, 3)), np.array(labels))
     with pytest.raises(ValueError, match="at least 1 sample"):
         clusters(np.zeros((0, 2)))
     with pytest.raises(ValueError, match="finite"):

@@ -1,5 +1,6 @@
 """Matchers on tokens whose motion is known, on frames that show nothing, and on the O(T^2) pipeline."""
 
+import inspect
 import itertools
 from typing import get_args
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from priors import matching
+from priors.epipolar import along_lines
 from priors.matches import Cells, Found, Matches, found, spread_of_belief
 from priors.matching import Frame, Matcher, Method, match_all_pairs, match_pair, match_to_anchor
 from priors.tokens import TokenGrid
@@ -157,6 +159,46 @@ def test_frames_look_up_their_own_tokens() -> None:
     inner = frame.cells.centres(torch.zeros(1)).reshape(24, 28, 2)[2:-2, 2:-2].flatten(0, 1)
     rows = frame.features.reshape(24, 28, -1)[2:-2, 2:-2].flatten(0, 1)
     assert torch.allclose(frame.at(inner), rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_queries_of_another_precision_are_matched_alike(method: Method) -> None:
+    """Pixels in float64 are the usual ones of numpy; the third frame has an epipolar geometry to ask for."""
+    single = match_to_anchor(gliding(), POINTS, Matcher(method))
+    double = match_to_anchor(gliding(), POINTS.double(), Matcher(method))
+    assert (double.tracks - single.tracks).abs().max() < 1e-2
+    assert (double.visibility - single.visibility).abs().max() < 1e-3
+
+
+def test_lines_in_double_precision_weigh_the_same() -> None:
+    cells = Cells(GRID, SIZE, 2)
+    belief = torch.rand(5, 4 * 168, generator=torch.Generator().manual_seed(0))
+    matrix = torch.tensor([[0.0, 1e-4, -0.01], [-2e-4, 0.0, 0.02], [0.01, -0.03, 1.0]])
+    single = along_lines(belief, POINTS, cells, matrix)
+    assert not torch.allclose(single, belief)
+    double = along_lines(belief, POINTS.double(), cells, matrix)
+    assert double.dtype == belief.dtype
+    torch.testing.assert_close(double, single, atol=1e-5, rtol=1e-3)
+
+
+def test_what_is_no_number_is_named_at_the_door() -> None:
+    match = inspect.unwrap(match_to_anchor)
+    with pytest.raises(ValueError, match=r"need query points \[N, 2\] of floats, got \[20, 3\]"):
+        match(gliding(), torch.rand(20, 3))
+    with pytest.raises(ValueError, match=r"need query points .*, got \[5, 2\] of torch\.int64"):
+        match(gliding(), POINTS.long())
+    grid = gliding()
+    grid.values[1, 7] = torch.nan
+    for function in (match_to_anchor, match_all_pairs):
+        with pytest.raises(ValueError, match=r"need finite tokens, got .* in frames \[1\]"):
+            function(grid, POINTS)
+    for dustbin in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"need a finite dustbin, got {dustbin}"):
+            Matcher("sinkhorn", dustbin=dustbin)
+    with pytest.raises(ValueError, match=r"need upsample as a whole number, got 1\.5"):
+        inspect.unwrap(Matcher.__init__)(object.__new__(Matcher), upsample=1.5)
+    with pytest.raises(ValueError, match="need temperature > 0, got inf"):
+        Matcher(temperature=float("inf"))
 
 
 def test_unusable_arguments_are_refused() -> None:

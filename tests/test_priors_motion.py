@@ -11,9 +11,11 @@ import torch
 from fans import fan
 from scipy.integrate import quad
 from torch import Tensor
+from unchecked import unchecked
 
 from diffusion4d.motion_energies import energies_of, motion_energies, order
 from diffusion4d.splines import BSpline, basis_matrix, gram_matrix, knot_vector
+from priors import motion, rigidity
 from priors.cosines import cosine_basis, high_frequency_energy, low_frequency
 from priors.low_rank import (
     beyond_rank,
@@ -116,6 +118,62 @@ def test_natural_curves_have_an_even_pace():
     halting = torch.tensor([0.0, 1.0, 4.0, 5.0, 8.0], dtype=F64)[None, :, None] * torch.eye(3)[0]
     assert uneven_pace(halting).item() == pytest.approx(5 / 4 - 1)
     assert uneven_pace(torch.zeros(2, 3, 4, 3)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_what_hardly_moves_rests(unit: float) -> None:
+    """Rounding has no pace: no energy and no pull, whatever the unit. What moves keeps its own."""
+    place = unit * torch.tensor([0.7, -0.4, 1.2], dtype=F64)
+    for noise in (1e-7, 1e-6):
+        still = (place + noise * unit * some(1, 2, 12, 3)).requires_grad_()
+        energy = uneven_pace(still)
+        (slope,) = torch.autograd.grad(energy.sum(), still)
+        assert 0 < energy.item() < (noise / 1e-4) ** 2
+        # The pull falls with the noise; without a floor it would rise as its inverse, to a million.
+        assert unit * slope.abs().max() < 1e7 * noise
+    # Nearer to rest is nearer to 0; far from it nothing is taken off.
+    shake = some(1, 2, 12, 3)
+    paces = [uneven_pace(place + s * unit * shake).item() for s in (0, 1e-6, 1e-5, 1e-4, 1e-2)]
+    assert paces == sorted(paces)
+    assert paces[0] == 0
+    steps = shake.diff(dim=2).norm(dim=-1)
+    plain = steps.var(-1, correction=0) / steps.mean(-1).square()
+    assert paces[-1] == pytest.approx(plain.mean().item(), rel=1e-3)
+    # In single precision a place that is written down again and again stays at rest.
+    assert uneven_pace((place + 1e-8 * unit * shake).float()) < 1e-5
+
+
+def test_shapes_that_do_not_fit_are_named():
+    paths = some(2, 4, 6, 3)
+    plain, shapes = unchecked(motion), unchecked(rigidity)
+    for wrong in (paths[..., :1, :], paths[..., :2], paths[0, 0]):
+        with pytest.raises(
+            ValueError, match=r"need points \[\*K, N, T, 3\] at T >= 2 instants, got"
+        ):
+            plain.uneven_pace(wrong)
+    with pytest.raises(ValueError, match=r"need u \[6\] of the points' instants, got \[5\]"):
+        plain.speeding(paths, torch.linspace(0, 1, 5), 1.0)
+    with pytest.raises(ValueError, match="need limit >= 0 and increasing u, got nan"):
+        plain.speeding(paths, torch.linspace(0, 1, 6), math.nan)
+    with pytest.raises(ValueError, match=r"need weights \[4\], got \[7\]"):
+        plain.background_motion(paths, torch.ones(7))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="one of them above"):
+            plain.background_motion(paths, torch.tensor([1.0, bad, 0.0, 0.0]))
+    with pytest.raises(ValueError, match=r"need gram \[6, 6\], got \[5, 5\]"):
+        plain.smoothness(paths, torch.eye(5))
+    with pytest.raises(ValueError, match="need 5 control points, got 6"):
+        plain.on_control_points(
+            plain.uneven_pace, basis_matrix(torch.linspace(0, 1, 8, dtype=F64), 5)
+        )(paths)
+    graph = shapes.nearest(some(5, 3), 2)
+    for energy in (shapes.as_rigid_as_possible, shapes.stretch):
+        with pytest.raises(
+            ValueError, match=r"need points \[\*K, 5, T, 3\] of the graph, got \[2, 4"
+        ):
+            energy(paths, graph)
+    with pytest.raises(ValueError, match=r"need places \[N, dim\], got \[2, 5, 3\]"):
+        shapes.nearest(some(2, 5, 3), 2)
 
 
 def test_speed_above_the_limit_and_no_other_costs():
@@ -226,7 +284,15 @@ def test_energies_of_hypotheses_rank_them():
     shaken[1] += 0.1 * some(*shaken.shape[1:]).float()
     hyp = dataclasses.replace(hyp, control_points=shaken)
     found = motion_energies(hyp)
-    assert sorted(found) == ["cosines", "pace", "rank", "rigidity", "smoothness", "stretch"]
+    assert sorted(found) == [
+        "cosines",
+        "pace",
+        "rank",
+        "rigidity",
+        "smoothness",
+        "speed",
+        "stretch",
+    ]
     for name in ("cosines", "pace", "rigidity", "smoothness", "stretch"):
         assert order(hyp, found[name]).tolist() == [2, 1, 0], name
     # Eight points have rank 7 after centring.
@@ -239,4 +305,37 @@ def test_energies_of_hypotheses_rank_them():
         rtol=1e-3,
         atol=0,
     )
-    assert sorted(motion_energies(fan(2, 1))) == ["cosines", "pace", "smoothness"]
+    assert sorted(motion_energies(fan(2, 1))) == ["cosines", "pace", "smoothness", "speed"]
+
+
+def test_speed_and_background_of_hypotheses():
+    """Speed limit in units of the clip; background as told, or as the hypotheses agree on."""
+    hyp = fan(3, 8)
+    points, u = hyp.evaluate(), hyp.times
+    for limit in (0.1, 1.0):
+        found = energies_of(hyp, motion_energies(hyp, speed_limit=limit)["speed"])
+        torch.testing.assert_close(found, speeding(points, u, limit), rtol=1e-4, atol=1e-7)
+    # What one hypothesis of the fan adds in drift is above its own top speed.
+    fastest = (points[0].diff(dim=-2).norm(dim=-1) / u.diff()).max().item()
+    over = energies_of(hyp, motion_energies(hyp, speed_limit=1.001 * fastest)["speed"])
+    assert over[0] == 0 < over[2]
+    assert "background" not in motion_energies(hyp)
+    weights = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 2.0])
+    found = energies_of(hyp, motion_energies(hyp, background=weights)["background"])
+    torch.testing.assert_close(found, background_motion(points, weights), rtol=1e-4, atol=1e-7)
+    static = torch.zeros(3, 8, dtype=torch.bool)
+    static[:, 1] = static[0, 2] = True
+    told = dataclasses.replace(hyp, static=static)
+    found = energies_of(told, motion_energies(told)["background"])
+    agreed = torch.tensor([0.0, 3, 1, 0, 0, 0, 0, 0])
+    torch.testing.assert_close(found, background_motion(points, agreed), rtol=1e-4, atol=1e-7)
+    nothing = dataclasses.replace(hyp, static=torch.zeros_like(static))
+    assert "background" not in motion_energies(nothing)
+    for energy in motion_energies(told).values():
+        ctrl = told.control_points.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(energy(ctrl).sum(), ctrl)
+        assert slope.isfinite().all()
+    with pytest.raises(ValueError, match="one of them above"):
+        motion_energies(hyp, background=-weights)
+    with pytest.raises(ValueError, match="need speed_limit >= 0, got nan"):
+        motion_energies(hyp, speed_limit=math.nan)

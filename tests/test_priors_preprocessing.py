@@ -1,5 +1,6 @@
 """Preprocessing against Pillow and numpy, which share no code with torch."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from priors.preprocessing import FILE_NAME, Preprocessing
+from priors.preprocessing import FILE_NAME, Preprocessing, in_unit_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The file that DINOv3's ViT-S/16 comes with, and the one of DINOv2's ViT-S/14, where they matter.
@@ -94,6 +95,22 @@ def test_float_frames_and_bytes_agree() -> None:
     frames = as_frames(photo((40, 60)))
     preprocess = Preprocessing()
     assert torch.equal(preprocess(frames, 16), preprocess(frames / 255, 16))
+
+
+def test_floats_of_another_range_are_refused() -> None:
+    frames = as_frames(photo((40, 60)))
+    preprocess = Preprocessing()
+    for wrong, said in (
+        (frames.float(), r"got 0 to 25\d"),
+        (frames / 255 - 0.5, r"got -0\.5 to 0\."),
+        (frames * torch.nan, "got nan to nan"),
+    ):
+        with pytest.raises(ValueError, match=r"need float frames in \[0, 1\], " + said):
+            preprocess(wrong, 16)
+    # Half precision rounds a little over 1.
+    assert preprocess(frames / 255 + 1e-4, 16).isfinite().all()
+    with pytest.raises(ValueError, match=r"need frames as uint8 or float .*, got torch\.int64"):
+        inspect.unwrap(in_unit_range)(frames.long())
 
 
 def test_defaults_are_dinov3s_own() -> None:

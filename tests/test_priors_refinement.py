@@ -1,12 +1,15 @@
 """Refinement to a fraction of a pixel on a texture that is known everywhere."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from videos import centres, waves
 
+from priors import refinement
 from priors.matches import Matches
-from priors.refinement import refine
+from priors.refinement import LEAST_REACH, refine
 
 SHIFT = (5.3, -2.6)
 
@@ -58,6 +61,38 @@ def test_matches_at_the_border_and_beyond() -> None:
     assert refine(frames(), matches).tracks.isfinite().all()
 
 
+def test_floats_are_refined_as_bytes_are() -> None:
+    first = refine(frames(), coarse(POINTS, 3.0))
+    second = refine(frames() / 255, coarse(POINTS, 3.0))
+    assert torch.equal(first.tracks, second.tracks)
+    assert torch.equal(first.covariance, second.covariance)
+    assert not torch.equal(first.tracks, coarse(POINTS, 3.0).tracks)
+    with pytest.raises(ValueError, match=r"need float frames in \[0, 1\], got .* to 2\d\d"):
+        refine(frames().float(), coarse(POINTS, 3.0))
+
+
+def test_a_match_that_claims_to_be_exact_is_searched_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two px each way, and the prior is a px wide at least: whatever the covariance says."""
+    wrong = coarse(POINTS, float(LEAST_REACH) - 0.6)
+    sure = Matches(wrong.tracks, 0 * wrong.covariance, wrong.visibility)
+    truth = POINTS + torch.tensor(SHIFT)
+    # It was off by 2 px; what is left is the prior's pull.
+    assert (refine(frames(), sure).tracks[1] - truth).norm(dim=-1).max() < 1
+    far = coarse(POINTS, LEAST_REACH + 4.0)
+    sure = Matches(far.tracks, 0 * far.covariance, far.visibility)
+    assert (refine(frames(), sure).tracks[1] - truth).norm(dim=-1).min() > 3
+    # A prior as narrow as the claim holds the match where it was.
+    monkeypatch.setattr(refinement, "DOUBT", 1e-3)
+    narrow = refine(frames(), Matches(wrong.tracks, 0 * wrong.covariance, wrong.visibility))
+    assert (narrow.tracks[1] - truth).norm(dim=-1).min() > 1
+
+
 def test_other_frames_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"need frames of shape \[T, 3, H, W\], got \[2, 96, 128, 3"
+    ):
+        inspect.unwrap(refine)(frames().permute(0, 2, 3, 1), coarse(POINTS, 1.0))
     with pytest.raises(ValueError, match="need the 2 frames that were matched, got 3"):
         refine(frames()[[0, 1, 1]], coarse(POINTS, 1.0))

@@ -1,5 +1,6 @@
 """The laws of noise against quadrature and draws; the number of modes where it is known."""
 
+import inspect
 import math
 
 import numpy as np
@@ -187,6 +188,8 @@ def test_what_is_refused():
     samples = torch.zeros(9, 8).double()
     with pytest.raises(ValueError, match=r"at least 5 samples of at least 4 numbers, got 4 of 8"):
         modes(samples[:4])
+    with pytest.raises(ValueError, match="need noise out of auto, white, coloured, got 'pink'"):
+        inspect.unwrap(modes)(torch.randn(9, 8, dtype=torch.float64), noise="pink")
     with pytest.raises(ValueError, match="got 9 of 3"):
         modes(samples[:, :3])
     with pytest.raises(ValueError, match="need finite samples, got 8"):

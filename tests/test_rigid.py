@@ -1,6 +1,7 @@
 """The largest rigid subset: exact on exact worlds, still before a still camera, and honest where there is none."""
 
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -187,10 +188,80 @@ def test_areas_and_hulls() -> None:
     assert np.isclose(float(rigid.area_shares(torch.rand(7, 2) * 64, (64, 64)).sum()), 1)
 
 
+def test_scales_of_mates_do_not_matter() -> None:
+    """The nearest depth that is allowed is each reconstruction's own: mates a thousand times as large change no bit."""
+    cameras = path()
+    points, _ = world(cameras)
+    seen = torch.ones(points.shape[1:3])
+    alone = rigid.rigid_motion(points, seen, INTRINSICS, SIZE)
+    mates = torch.cat([points, 1000 * points, 1000 * points])
+    together = rigid.rigid_motion(mates, seen, INTRINSICS, SIZE)
+    assert together.found.all()
+    torch.testing.assert_close(together.extrinsics[:1], alone.extrinsics, atol=1e-9, rtol=0)
+    assert degrees(together.extrinsics, cameras).max() < 1e-2
+
+
+def test_what_was_never_seen_is_no_background() -> None:
+    points, static = world(path())
+    seen = torch.ones(points.shape[1:3])
+    blind = rigid.rigid_motion(points, 0 * seen, INTRINSICS, SIZE)
+    assert not blind.found.any()
+    assert not blind.static.any()
+    known = rigid.standing(points, 0 * seen, INTRINSICS, SIZE, path()[None])
+    assert not known.found.any()
+    # The others are judged as if those were not there.
+    seen[::2] = 0
+    half = rigid.rigid_motion(points, seen, INTRINSICS, SIZE)
+    assert half.found.all()
+    assert torch.equal(half.static[0], static & (torch.arange(len(static)) % 2 == 1))
+    assert half.error[0, ::2].isinf().all()
+    assert degrees(half.extrinsics, path()).max() < 1e-2
+
+
 def test_what_does_not_fit_is_refused() -> None:
     points = torch.ones(1, 5, 4, 3).double()
+    seen = torch.ones(5, 4)
     with pytest.raises(ValueError, match="need focal lengths above 0"):
-        rigid.rigid_motion(points, torch.ones(5, 4), -INTRINSICS, SIZE)
+        rigid.rigid_motion(points, seen, -INTRINSICS, SIZE)
     # The shape checker of the tests would be first, so the leaf's own message is asked for below it.
     with pytest.raises(ValueError, match=r"need visibility \[5, 4\], got \[3, 4\]"):
         Seen.of(points, torch.ones(3, 4), INTRINSICS, SIZE)
+    with pytest.raises(ValueError, match=r"need points \[K, N, T, 3\], none of them 0, got \[5, 4"):
+        Seen.of(points[0], seen, INTRINSICS, SIZE)
+    with pytest.raises(ValueError, match=r"need intrinsics \[4\], got \[3\]"):
+        Seen.of(points, seen, INTRINSICS[:3], SIZE)
+    motion, standing = inspect.unwrap(rigid.rigid_motion), inspect.unwrap(rigid.standing)
+    with pytest.raises(ValueError, match=r"need tracks \[5, 4, 2\], got \[4, 5, 2\]"):
+        motion(points, seen, INTRINSICS, SIZE, torch.ones(4, 5, 2))
+    still = torch.eye(4).double()
+    for wrong in (
+        still.expand(1, 3, 4, 4),
+        still.expand(4, 4, 4),
+        torch.nan * still.expand(1, 4, 4, 4),
+    ):
+        with pytest.raises(ValueError, match=r"need finite extrinsics \[1, 4, 4, 4\], got "):
+            standing(points, seen, INTRINSICS, SIZE, wrong)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    """One in one reconstruction must not quietly spoil all of them."""
+    points, _ = world(path())
+    seen = torch.ones(points.shape[1:3])
+    spoilt = points.repeat(2, 1, 1, 1)
+    spoilt[1, 3, 4, 0] = value
+    with pytest.raises(ValueError, match="need finite points, got 1 numbers that are not"):
+        rigid.rigid_motion(spoilt, seen, INTRINSICS, SIZE)
+    for wrong in (value, 5.0, -0.1):
+        bad = seen.clone()
+        bad[2, 1] = wrong
+        with pytest.raises(ValueError, match=r"need visibility in \[0, 1\]"):
+            rigid.rigid_motion(points, bad, INTRINSICS, SIZE)
+    for index, message in (
+        (0, "focal lengths above 0|finite intrinsics"),
+        (2, "finite intrinsics"),
+    ):
+        wrong = INTRINSICS.clone()
+        wrong[index] = value
+        with pytest.raises(ValueError, match=f"need ({message})"):
+            rigid.rigid_motion(points, seen, wrong, SIZE)

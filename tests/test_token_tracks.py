@@ -85,6 +85,25 @@ def test_a_wrong_place_is_not_believed() -> None:
     assert (seen[2:] > 0).mean() < 0.05
 
 
+def test_the_way_back_from_a_guess_knows_nothing_of_its_end() -> None:
+    """Wrong guesses do not come home; right ones do. Started at its end, the way back came home from five in 100."""
+    shift = np.float32([3, -2])
+    here, there = (
+        lucas_kanade.grey(torch.from_numpy(p).permute(2, 0, 1))
+        for p in (picture(5), picture(5, *shift))
+    )
+    rng = np.random.default_rng(0)
+    points, wrong = rng.uniform((20, 20), (W - 20, H - 20), (2, 400, 2)).astype(np.float32)
+    found, off = lucas_kanade._there_and_back(here, there, points, wrong)
+    away = np.linalg.norm(found - points - shift, axis=1) > 20
+    assert away.sum() > 300
+    assert (off[away] < 0.5).mean() < 0.02
+    near = points + shift + rng.uniform(-3, 3, (400, 2)).astype(np.float32)
+    found, off = lucas_kanade._there_and_back(here, there, points, near)
+    assert (off < 0.1).mean() > 0.99
+    assert np.median(np.linalg.norm(found - points - shift, axis=1)) < 0.01
+
+
 def test_a_right_place_is_tried_only_where_it_is_worth_it() -> None:
     clip, points = shifting(JUMP), grid(50)
     places = (points + torch.tensor(JUMP)[:, None] + 4.0).numpy()

@@ -101,11 +101,15 @@ def test_a_world_survives_its_file_and_a_choice(tmp_path: Path) -> None:
 
 
 def test_a_hypothesis_is_placed_alike_alone_and_among_others() -> None:
-    hyp, _ = hypotheses(path(), (0.8, 1.0, 1.3))
-    together = place(hyp).hypotheses.select(torch.tensor([2]))
-    alone = place(hyp.select(torch.tensor([2]))).hypotheses
-    torch.testing.assert_close(alone.control_points, together.control_points, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(alone.extrinsics, together.extrinsics, atol=1e-6, rtol=1e-5)
+    # Mates of like scale, and such whose depths would put the one that is asked for before the nearest allowed.
+    for scales in ((0.8, 1.0, 1.3), (900.0, 1000.0, 1.3)):
+        hyp, _ = hypotheses(path(), scales)
+        together = place(hyp).hypotheses.select(torch.tensor([2]))
+        alone = place(hyp.select(torch.tensor([2]))).hypotheses
+        torch.testing.assert_close(
+            alone.control_points, together.control_points, atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(alone.extrinsics, together.extrinsics, atol=1e-6, rtol=1e-5)
 
 
 def test_files_show_each_hypothesis_its_own_camera() -> None:
