@@ -36,8 +36,8 @@ RIDGE = 0.01
 """Variance of the track noise over that of a sample's lateral steps from control point to control point."""
 
 HELD = 5.0
-"""The same where the point is hidden. On 96 worlds kept for choosing the lateral calibration error of hidden points is
-.040, and .077 with `RIDGE` there too; their energy score .1633 and .1643; reprojection of seen ones .470 and .457 px."""
+"""The same where the point is hidden. On 96 worlds kept for choosing the lateral calibration error of hidden points
+is .040, and .077 with `RIDGE` there too; their energy score .1633 and .1643; reprojection of seen ones .470 and .457 px."""
 
 NEAREST = 0.01
 """Depths (scene units) below this weigh no more than this one."""
