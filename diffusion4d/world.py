@@ -274,10 +274,11 @@ def nearest(
     centre_T3 = -torch.einsum("tji,tj->ti", rotation, shift)
     direction = torch.einsum("tji,...ntj->...nti", rotation, rays)
     direction = direction / direction.norm(dim=-1, keepdim=True)
-    across = torch.eye(3).to(direction) - direction[..., None] * direction[..., None, :]
-    weighted = weight[..., None, None] * across
-    gram = weighted.sum(-3)
-    moment = torch.einsum("...ntij,tj->...ni", weighted, centre_T3)
+    # Σ w (1 − d dᵀ) and Σ w (1 − d dᵀ) o, without a matrix for every instant.
+    weighted = weight[..., None] * direction
+    along = (direction * centre_T3).sum(-1, keepdim=True)
+    gram = weight.sum(-1)[..., None, None] * torch.eye(3).to(direction) - weighted.mT @ direction
+    moment = (weight[..., None] * centre_T3 - weighted * along).sum(-2)
     # Two parallel rays meet anywhere; the ridge makes that the nearest place, which no test lets through.
     gram = gram + 1e-9 * torch.eye(3).to(gram)
     return torch.linalg.solve(gram, moment[..., None])[..., 0]
