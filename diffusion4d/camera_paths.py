@@ -31,9 +31,13 @@ from diffusion4d.errors import UserError
 KINDS = "an npz with extrinsics [T, 4, 4], a transforms.json, or a folder with COLMAP's images.txt and cameras.txt"
 TOLERANCE = 1e-3
 """How far a rotation may be from orthonormal: files round."""
-STRAIGHT = {"SIMPLE_PINHOLE": (0, 0, 1, 2), "PINHOLE": (0, 1, 2, 3)}
-"""COLMAP's lenses without distortion, and where (fx, fy, cx, cy) are among their parameters."""
-BENT = {"SIMPLE_RADIAL": (0, 0, 1, 2), "RADIAL": (0, 0, 1, 2), "OPENCV": (0, 1, 2, 3)}
+STRAIGHT = {"SIMPLE_PINHOLE": ("F", "CX", "CY"), "PINHOLE": ("FX", "FY", "CX", "CY")}
+"""COLMAP's lenses without distortion, and their parameters."""
+BENT = {
+    "SIMPLE_RADIAL": (*STRAIGHT["SIMPLE_PINHOLE"], "K"),
+    "RADIAL": (*STRAIGHT["SIMPLE_PINHOLE"], "K1", "K2"),
+    "OPENCV": (*STRAIGHT["PINHOLE"], "K1", "K2", "P1", "P2"),
+}
 """Lenses that are taken where their distortion is 0."""
 
 
@@ -42,7 +46,7 @@ class CameraPath:
     """World to camera at every frame; (fx, fy, cx, cy) px and the (H, W) they belong to, None where not known.
 
     Raises:
-        UserError: matrices that are no rigid motions.
+        UserError: matrices that are no rigid motions; a lens that is not finite, or a size below 1 px.
     """
 
     extrinsics: Float64[Tensor, "T 4 4"]
@@ -62,6 +66,10 @@ class CameraPath:
             raise UserError(
                 f"need camera matrices [R t; 0 1] with rotations R, got none at frame {int(bad.int().argmax())}"
             )
+        if self.intrinsics is not None:
+            _lens(self.intrinsics.numpy())
+        if self.size is not None:
+            _size(self.size)
 
     def intrinsics_at(self, size: tuple[int, int]) -> Float32[Tensor, "4"] | None:
         """In px of the same picture at another size (H, W)."""
@@ -98,7 +106,7 @@ def read_cameras(path: str | Path) -> CameraPath:
         raise UserError(f"need {KINDS}, got a file of another kind")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as cameras: {error}") from error
 
 
@@ -119,7 +127,10 @@ def write_cameras(path: str | Path, cameras: CameraPath) -> Path:
 
 
 def _npz(path: Path) -> CameraPath:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError("need an npz with extrinsics [T, 4, 4], got a single array")
         held = {name: archive[name] for name in archive.files}
     if "extrinsics" not in held:
         raise UserError(f"need extrinsics [T, 4, 4], got {sorted(held)}")
@@ -140,15 +151,18 @@ def _nerfstudio(path: Path) -> CameraPath:
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict) or "transform_matrix" not in frame:
             raise UserError(f"need a transform_matrix in every frame, got none in frame {i}")
+        # Each by itself, so that the frame can be named.
+        _matrices(frame["transform_matrix"], f"transform_matrix of frame {i}", "[4, 4]")
     order = sorted(range(len(frames)), key=lambda i: _natural(str(frames[i].get("file_path", i))))
     poses = _matrices([frames[i]["transform_matrix"] for i in order], "transform_matrix")
     for name in ("k1", "k2", "k3", "k4", "p1", "p2"):
-        bent = [f.get(name, content.get(name, 0)) for f in frames]
-        if any(float(value) != 0 for value in bent):
-            raise UserError(
-                f"need a lens without distortion, got {name} = {bent[0]}: undistort the video first"
-            )
-    lenses = [_nerfstudio_lens({**content, **frame}) for frame in frames]
+        for i, frame in enumerate(frames):
+            bent = _number(frame.get(name, content.get(name, 0)), f"{name} of frame {i}")
+            if bent != 0:
+                raise UserError(
+                    f"need a lens without distortion, got {name} = {bent} in frame {i}: undistort the video first"
+                )
+    lenses = [_nerfstudio_lens({**content, **frame}, i) for i, frame in enumerate(frames)]
     known = [lens for lens in lenses if lens is not None]
     extrinsics = torch.from_numpy(conventions.from_blender(poses))
     if len(known) < len(lenses):
@@ -156,40 +170,66 @@ def _nerfstudio(path: Path) -> CameraPath:
     return CameraPath(extrinsics, *_one_lens(known))
 
 
-def _nerfstudio_lens(told: dict[str, Any]) -> tuple[list[float], tuple[int, int]] | None:
+def _nerfstudio_lens(
+    told: dict[str, Any], frame: int
+) -> tuple[list[float], tuple[int, int]] | None:
     """Of a frame, whose own values come before those of the whole file."""
     if "w" not in told or "h" not in told:
         return None
-    width, height = int(told["w"]), int(told["h"])
+
+    def number(name: str) -> float:
+        return _number(told[name], f"{name} of frame {frame}")
+
+    width, height = (_whole(told[name], f"{name} of frame {frame}") for name in ("w", "h"))
     if "fl_x" in told:
-        fx = float(told["fl_x"])
+        fx = number("fl_x")
     elif "camera_angle_x" in told:
-        fx = width / 2 / float(np.tan(float(told["camera_angle_x"]) / 2))
+        angle = number("camera_angle_x")
+        if not 0 < angle < np.pi:
+            raise UserError(
+                f"need camera_angle_x between 0 and pi radians, got {angle} in frame {frame}"
+            )
+        fx = width / 2 / float(np.tan(angle / 2))
     else:
         return None
-    fy = float(told.get("fl_y", fx))
-    centre = [float(told.get("cx", width / 2)), float(told.get("cy", height / 2))]
-    return [fx, fy, *centre], (height, width)
+    fy = number("fl_y") if "fl_y" in told else fx
+    cx = number("cx") if "cx" in told else width / 2
+    cy = number("cy") if "cy" in told else height / 2
+    return _lens([fx, fy, cx, cy], f" in frame {frame}").tolist(), (height, width)
 
 
 def _colmap(folder: Path) -> CameraPath:
     cameras = {}
-    for line in _lines(folder / "cameras.txt"):
-        number, model, width, height, *parameters = line.split()
-        cameras[int(number)] = (model, (int(height), int(width)), [float(v) for v in parameters])
+    for where, line in _lines(folder / "cameras.txt"):
+        parts = line.split()
+        if len(parts) < 4:
+            raise UserError(
+                f"need CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[] in {where}, got {line[:80]!r}"
+            )
+        number, model, width, height, *parameters = parts
+        size = _whole(height, f"HEIGHT in {where}"), _whole(width, f"WIDTH in {where}")
+        cameras[_whole(number, f"CAMERA_ID in {where}", 0)] = (model, size, parameters, where)
     poses, lenses = {}, []
     # Every second line holds the image's 2D points, and is empty where there are none.
-    for line in _lines(folder / "images.txt", keep_empty=True)[::2]:
+    for where, line in _lines(folder / "images.txt", keep_empty=True)[::2]:
         parts = line.split(maxsplit=9)
         if len(parts) < 10:
             raise UserError(
-                f"need IMAGE_ID, QW QX QY QZ, TX TY TZ, CAMERA_ID, NAME, got {line[:80]!r}"
+                f"need IMAGE_ID, QW QX QY QZ, TX TY TZ, CAMERA_ID, NAME in {where}, got {line[:80]!r}"
             )
         *numbers, name = parts
-        camera = int(numbers[8])
+        camera = _whole(numbers[8], f"CAMERA_ID in {where}", 0)
         if camera not in cameras:
             raise UserError(f"need camera {camera} of image {name!r} in cameras.txt")
-        poses[name] = [float(v) for v in numbers[1:8]]
+        if name in poses:
+            raise UserError(f"need one image of each name, got {name!r} again in {where}")
+        names = ("QW", "QX", "QY", "QZ", "TX", "TY", "TZ")
+        poses[name] = [
+            _number(value, f"{what} in {where}")
+            for what, value in zip(names, numbers[1:8], strict=True)
+        ]
+        if not 0 < np.linalg.norm(poses[name][:4]) < np.inf:
+            raise UserError(f"need QW QX QY QZ of length 1 in {where}, got {poses[name][:4]}")
         lenses.append(_colmap_lens(*cameras[camera]))
     if not poses:
         raise UserError("need at least one image in images.txt")
@@ -199,17 +239,27 @@ def _colmap(folder: Path) -> CameraPath:
 
 
 def _colmap_lens(
-    model: str, size: tuple[int, int], parameters: list[float]
+    model: str, size: tuple[int, int], parameters: list[str], where: str
 ) -> tuple[list[float], tuple[int, int]]:
-    places = STRAIGHT.get(model) or BENT.get(model)
-    if places is None:
+    names = STRAIGHT.get(model) or BENT.get(model)
+    if names is None:
         known = ", ".join([*STRAIGHT, *BENT])
         raise UserError(f"need a lens out of {known}, got {model}: undistort the video first")
-    if any(parameters[max(places) + 1 :]):
+    if len(parameters) != len(names):
         raise UserError(
-            f"need a lens without distortion, got {model} {parameters}: undistort the video first"
+            f"need the {len(names)} parameters {' '.join(names)} of {model} in {where}, got {len(parameters)}"
         )
-    return [parameters[i] for i in places], size
+    values = {
+        name: _number(value, f"{name} in {where}")
+        for name, value in zip(names, parameters, strict=True)
+    }
+    straight = [values.pop(name) for name in ("F", "FX", "FY", "CX", "CY") if name in values]
+    if any(values.values()):
+        raise UserError(
+            f"need a lens without distortion, got {model} {' '.join(parameters)}: undistort the video first"
+        )
+    lens = straight if len(straight) == 4 else [straight[0], *straight]
+    return _lens(lens, f" in {where}").tolist(), size
 
 
 def _one_lens(
@@ -225,17 +275,37 @@ def _one_lens(
     return _lens(np.mean([lens for lens, _ in lenses], 0)), size
 
 
-def _lines(path: Path, *, keep_empty: bool = False) -> list[str]:
+def _lines(path: Path, *, keep_empty: bool = False) -> list[tuple[str, str]]:
+    """Where each line is, in words, and the line."""
     if not path.is_file():
         raise UserError(f"need {path.name} beside the other file of COLMAP's text model")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if not line.startswith("#")]
+    text = path.read_text(encoding="utf-8").splitlines()
+    lines = [(f"{path.name}, line {i}", line.strip()) for i, line in enumerate(text, 1)]
+    lines = [(where, line) for where, line in lines if not line.startswith("#")]
     if not keep_empty:
-        return [line for line in lines if line]
+        return [(where, line) for where, line in lines if line]
     # Between the comments and the first image some writers leave a line.
-    while lines and not lines[0]:
+    while lines and not lines[0][1]:
         lines.pop(0)
     return lines
+
+
+def _number(value: Any, what: str) -> float:
+    """What a file says as a number, or in words; `what` names it and where it is."""
+    try:
+        number = np.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise UserError(f"need a finite number as {what}, got {str(value)[:80]!r}")
+    return number
+
+
+def _whole(value: Any, what: str, least: int = 1) -> int:
+    number = _number(value, what)
+    if number < least or not number.is_integer():
+        raise UserError(f"need a whole number of at least {least} as {what}, got {value!r}")
+    return int(number)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -243,22 +313,34 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
 
-def _matrices(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "iuf" or array.ndim != 3 or array.shape[1:] != (4, 4):
-        raise UserError(f"need {name} as numbers [T, 4, 4], got {array.dtype} {list(array.shape)}")
+def _matrices(values: Any, name: str, shape: str = "[T, 4, 4]") -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(
+            f"need {name} as numbers {shape}, got rows that differ in length"
+        ) from error
+    fits = array.ndim == shape.count(",") + 1 and array.shape[-2:] == (4, 4)
+    if array.dtype.kind not in "iuf" or not fits:
+        raise UserError(f"need {name} as numbers {shape}, got {array.dtype} {list(array.shape)}")
     if len(array) == 0:
         raise UserError(f"need at least one camera in {name}")
     return array.astype(np.float64)
 
 
-def _lens(values: Any) -> Float32[Tensor, "4"]:
+def _lens(values: Any, where: str = "") -> Float32[Tensor, "4"]:
     array = np.asarray(values)
-    if array.shape != (4,) or array.dtype.kind not in "iuf" or not (array[:2] > 0).all():
+    sound = array.shape == (4,) and array.dtype.kind in "iuf"
+    if sound:
+        # What is beyond single precision is as good as infinite, or 0.
+        with np.errstate(over="ignore", under="ignore"):
+            array = array.astype(np.float32)
+        sound = bool(np.isfinite(array).all() and (array[:2] > 0).all())
+    if not sound:
         raise UserError(
-            f"need intrinsics (fx, fy, cx, cy) px with fx, fy > 0, got {array.tolist()}"
+            f"need finite intrinsics (fx, fy, cx, cy) px with fx, fy > 0, got {np.asarray(values).tolist()}{where}"
         )
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array)
 
 
 def _size(values: Any) -> tuple[int, int]:

@@ -238,10 +238,19 @@ def sample(options: Sample) -> int:
                 progress=progress,
             )
     for name, value in result.assumptions.items():
-        print(f"  {name}: {value}")
+        print(f"  {name}: {in_short(value)}")
     for file in files.values():
         print(f"  {file}")
     return 0
+
+
+def in_short(value: object) -> object:
+    """Numbers to two decimals; files keep all."""
+    if isinstance(value, float):
+        return round(value, 2)
+    if isinstance(value, list):
+        return ", ".join(str(in_short(part)) for part in value)
+    return value
 
 
 def find_modes(options: "FindModes") -> int:
@@ -264,7 +273,7 @@ def find_modes(options: "FindModes") -> int:
         seed=options.seed,
     )
     files = write_modes(found, options.out or beside, seconds=seconds)
-    print(f"  modes: {found.num_modes}, out of {found.modes.noise} noise")
+    print(f"  modes: {found.verdict}")
     print(f"  clusters: {found.clusters.count}")
     for file in files.values():
         print(f"  {file}")

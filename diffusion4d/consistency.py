@@ -8,15 +8,16 @@ where it was seen (v); what was hidden is compared where the hypothesis shows it
 All hypotheses are snapped to the same tracks, so the first term hardly tells them apart. The second does: a point that
 a hypothesis shows where the picture shows something else is where it cannot be. κ = 0 switches that off.
 
-An energy maps control points [K, N, M, 3] in the camera frame to one number for each of the K, so it ranks
-(`Hypotheses.rank`) or guides (`samplers.guidance`) alike. Of several, each with its weight, the slope is taken by one
-backward pass together or by one each; one each costs more and lets every slope be brought to unit length first, so that
-weights are shares and not units (`slopes`).
+An energy maps control points [K, N, M, 3] in the camera frame to one number for each of the K, so it ranks (`scores`,
+for `Hypotheses.rank`) or guides (`guide`, for `Diffusion4DPipeline.sample`) alike. Neither was found to bring
+hypotheses nearer to the truth (experiments/consistency). Of several energies, each with its weight, the slope is taken
+by one backward pass together or by one each. One each takes as long (1.01 times), since reading the pictures is the
+work, and lets every slope be brought to unit length first, so that weights are shares and not units (`slopes`).
 
 Shape letters:  K hypotheses   N points   M control points   F pictures   T frames.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,13 +27,21 @@ from torch import Tensor
 
 from diffusion4d import splines
 from diffusion4d.cameras import project
+from diffusion4d.clip import key_frames
+from diffusion4d.denoiser import ClipDenoiser
 from diffusion4d.errors import UserError
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.observation import Observation
+from diffusion4d.posterior import ControlEnergy, on_diffused
+from diffusion4d.sampling import Guide
 from priors import consistency
+from priors.cache import FeatureCache
+from priors.dinov3 import Encoder
+from samplers.guidance import corrected
+from samplers.solve import Denoise
 
-ControlEnergy = Callable[[Tensor], Tensor]
-"""Control points [K, N, M, 3], camera frame → energies [K]."""
-
+KEY_FRAMES = 6
+"""Pictures that hypotheses are compared with: as many as the network is shown."""
 SHOWN = 0.5
 """κ: what a pair counts for whose point was not observed to be seen, where the hypothesis shows it."""
 NEAREST = 0.01
@@ -60,6 +69,22 @@ class Views:
     intrinsics: Float[Tensor, "4"]
     size: tuple[int, int]
     shown: float = SHOWN
+
+    @classmethod
+    def of(
+        cls,
+        images: Float[Tensor, "F 3 h w"],
+        u: Float[Tensor, "F"],
+        visibility: Float[Tensor, "N F"],
+        anchor: Float[Tensor, "N 2"],
+        intrinsics: Float[Tensor, "4"],
+        size: tuple[int, int],
+        encoder: Encoder | None = None,
+        cache: FeatureCache | None = None,
+    ) -> "Views":
+        """Of pictures and an encoder of them, if any."""
+        maps = None if encoder is None else encoder.encode(images, u.float(), cache).maps
+        return cls(images, maps, u.double(), visibility, anchor, intrinsics, size)
 
     def predicted(
         self, ctrl: Float[Tensor, "K N M 3"]
@@ -89,6 +114,30 @@ class Views:
                 return seen.expand_as(depth)
             own = consistency.own_visibility(pixels, depth, self.reach)
             return seen + self.shown * (1 - seen) * own * consistency.inside(pixels, self.size)
+
+
+def views_of(
+    observation: Observation, encoder: Encoder | None = None, cache: FeatureCache | None = None
+) -> Views:
+    """What an observed clip shows at its key frames; without an encoder there is no semantic energy.
+
+    Raises:
+        UserError: tracks without a video.
+    """
+    clip, tracks = observation.clip, observation.tracks
+    if clip is None:
+        raise UserError("need a video to compare hypotheses with, got tracks alone")
+    frames = key_frames(clip.u, KEY_FRAMES)
+    return Views.of(
+        clip.frames[frames].float() / 255,
+        clip.u[frames],
+        tracks.visibility[frames].transpose(0, 1),
+        tracks.tracks[0],
+        observation.intrinsics,
+        observation.size,
+        encoder,
+        cache,
+    )
 
 
 def energies(views: Views) -> dict[str, ControlEnergy]:
@@ -166,6 +215,40 @@ def slopes(
             length = slope.flatten(1).norm(dim=1)[:, None, None, None]
             steepest += weight * slope / length.clamp_min(torch.finfo(ctrl.dtype).tiny)
         return steepest
+
+
+def guide(
+    views: Views, weights: Mapping[str, float], how: Literal["joint", "each"] = "joint"
+) -> Callable[[ClipDenoiser], Guide]:
+    """Guidance by the pictures, for `Diffusion4DPipeline.sample`: every estimate r of the sampler becomes r − Σ g.
+
+    Σ is the covariance of the noise, so that hidden points move with those they are correlated with. "joint": g is the
+    gradient of Σ_j w_j E_j. "each": unit slopes, summed by their weights, and Σ g brought to a root mean square of
+    Σ_j w_j. The network is not differentiated: a sampler of one step starts where its slope has no length.
+
+    Raises:
+        UserError: an unknown energy, none, or a weight below 0.
+    """
+    known = energies(views)
+    _require(known, weights)
+
+    def of_clip(clip: ClipDenoiser) -> Guide:
+        diffused = {name: on_diffused(clip, known[name]) for name in weights}
+
+        def correct(r: Float[Tensor, "K N M 3"]) -> Float[Tensor, "K N M 3"]:
+            slope = slopes(diffused, weights, r, how)
+            slope = clip.factors.covary(slope[None]).squeeze(0)
+            if how == "joint":
+                return r - slope
+            size = slope.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+            return r - sum(weights.values()) * slope / size
+
+        def guided(denoise: Denoise, _: Sequence[int]) -> Denoise:
+            return corrected(denoise, correct)
+
+        return guided
+
+    return of_clip
 
 
 def _require(known: Mapping[str, ControlEnergy], weights: Mapping[str, float]) -> None:

@@ -51,6 +51,18 @@ class Deformation:
     def num_modes(self) -> int:
         return len(self.directions)
 
+    @property
+    def verdict(self) -> str:
+        """How many modes, out of what noise, and what that is worth, in words."""
+        found, K = self.modes, self.hypotheses.num_hypotheses
+        if found.noise == "white" and found.spectrum.saturated:
+            few = K <= principal.coloured.FEWEST
+            why = "too few" if few else "half of what they can show, which leaves too little"
+            return f"at least {self.num_modes}; {K} hypotheses: {why} to test the noise"
+        unlike = found.noise == "white" and not found.spectrum.holds
+        doubt = "; but what is left does not look white" if unlike else ""
+        return f"{self.num_modes}, out of {found.noise} noise{doubt}"
+
     def at(self, scores: Float64[Tensor, "S r"]) -> Hypotheses:
         """The motions with these scores. They were not sampled: their seeds are their places in the list."""
         view_SNM3 = self.mean + torch.tensordot(scores, self.directions, 1)

@@ -12,7 +12,7 @@ Shape letters:  K hypotheses   N points   M control points   T frames   F key fr
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ from diffusion4d.loops import Loop, LoopName, PrecisionName, choose
 from diffusion4d.memory import Plan, Shapes, plan
 from diffusion4d.models import find_model
 from diffusion4d.observation import Given, Observation, Video, observe
-from diffusion4d.sampling import SamplerName
+from diffusion4d.sampling import Guide, SamplerName
 from diffusion4d.snap import doubted, misfit, snap
 from diffusion4d.splines import BSpline
 from diffusion4d.stages import Progress, Stages
@@ -260,12 +260,14 @@ class Diffusion4DPipeline(DiffusionPipeline):
         settings: Settings | None = None,
         stages: Stages | None = None,
         cache: FeatureCache | None = None,
+        guide: Callable[[denoiser.ClipDenoiser], Guide] | None = None,
     ) -> Result:
         """Sample hypotheses of an observed clip, and say what was assumed.
 
         Args:
             stages: told of progress, beside diffusers' own bar (`set_progress_bar_config` turns that off).
             cache: where tokens of key frames are kept; none by default.
+            guide: posterior guidance of the prepared clip (`consistency.guide`); none by default.
 
         Raises:
             UserError: a wish that this model cannot fulfil, or its encoder cannot be loaded.
@@ -287,6 +289,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
         seeds = sampling.seeds_from(settings.seed, K)
         if self.deterministic and (settings.loop, settings.precision) != ("auto", "auto"):
             raise UserError(f"the model {self._source} gives one answer and has no loop to choose")
+        if self.deterministic and guide is not None:
+            raise UserError(f"the model {self._source} gives one answer and has nothing to guide")
         loop = choose(self.transformer, settings.loop, settings.precision)
         with stages.stage("encoding"):
             evidence = self.encode(observation, use_tokens=settings.use_tokens, cache=cache)
@@ -295,7 +299,10 @@ class Diffusion4DPipeline(DiffusionPipeline):
         planned = plan(self.transformer, loop, shapes, int(settings.memory * 2**30))
         stages.say(f"memory: {planned}")
         with stages.stage("sampling") as progress:
-            ctrl = self._sample(prepared, seeds, table, loop, planned, observation, progress)
+            guided = None if guide is None else guide(prepared)
+            ctrl = self._sample(
+                prepared, seeds, table, loop, planned, observation, progress, guided
+            )
         hypotheses = Hypotheses(
             control_points=ctrl.float().cpu(),
             knots=splines.knot_vector(ctrl.shape[-2]),
@@ -389,6 +396,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
         planned: Plan,
         observation: Observation,
         progress: Progress,
+        guide: Guide | None,
     ) -> Float[Tensor, "K N _ 3"]:
         """Sample and snap under diffusers' own progress bar, which counts percents: hypotheses share their steps."""
         on_tracks = OnTracks.of(observation, prepared.evidence)
@@ -409,6 +417,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
                 loop=loop,
                 chunk=planned.chunk,
                 finish=on_tracks,
+                guide=guide,
             )
 
 

@@ -41,6 +41,9 @@ RECTIFIED_STEPS = 4
 Finish = Callable[[Tensor, Sequence[int]], Tensor]
 """Control points of a chunk [K, N, M, 3] and the seeds of its hypotheses to what is kept of them."""
 
+Guide = Callable[[Denoise, Sequence[int]], Denoise]
+"""The denoiser of some hypotheses, and their seeds, to another one: posterior guidance."""
+
 
 def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
     """Sampler and steps unless others are asked for: those a network was trained through, else 8 ancestral ones.
@@ -123,7 +126,7 @@ def sample(
     chunk: int | None = None,
     guidance: float = 1.0,
     finish: Finish | None = None,
-    guide: Callable[[Denoise, Sequence[int]], Denoise] | None = None,
+    guide: Guide | None = None,
 ) -> Float[Tensor, "K N _ 3"]:
     """Control points of one clip's hypotheses, camera frame, scene units.
 

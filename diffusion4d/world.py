@@ -4,14 +4,16 @@ A hypothesis' points at the frames, X_{n,t} in camera t, are E_t^{-1} X_{n,t} in
 
     given     a file's, the same for all hypotheses but for the unit of length: the given one. A hypothesis' scale
               s is the median over its still points of the ratio of depths, s = z_given / z, where z_given is
-              triangulated from the tracks, by points with enough parallax;
+              triangulated from the tracks, by points with enough parallax. Those stand still at the place where
+              their rays meet, each hypothesis' own, whatever depth it was sampled with. Of the others, and under
+              a camera that does not travel, the depths of the hypothesis are a part of the fit (`priors.bundle`);
     estimated from the largest rigid subset of each hypothesis (`priors.rigid`). Cameras differ as shapes do.
 
 A path through the world, seen from a moving camera, is no spline of the basis even where its camera-frame twin is one.
 So control points are fitted again, by least squares at the frames with weights 1 / z², the world's splines having the
 same knots; how far the refitted paths' images are from the old ones' is told (`Placed.refit`). Points that are judged
-to stand still do so exactly: their control points are one place, the A_n of the fit. That is a part of the hypothesis
-corrected by what its own still points say together.
+to stand still do so exactly: their control points are one place, the A_n of the fit or where their rays meet. That is
+a part of the hypothesis corrected by what its own still points say together.
 
 Where the camera is still there is nothing to do: its frame is the world's. Where most hypotheses have no rigid subset
 worth the name, they are left as they are. Else each is placed by itself, whatever its mates.
@@ -145,7 +147,7 @@ def _refit(before: Hypotheses, after: Hypotheses) -> tuple[float, float]:
 
 
 def _with(hyp: Hypotheses, given: CameraPath) -> Placed:
-    """The user's cameras: find each hypothesis' unit of length, then move it."""
+    """The user's cameras: find each hypothesis' unit of length, then move it, and hold what stands still."""
     if len(given.extrinsics) != hyp.num_frames:
         raise UserError(
             f"need a camera for each of the {hyp.num_frames} frames of the clip, "
@@ -155,39 +157,81 @@ def _with(hyp: Hypotheses, given: CameraPath) -> Placed:
     centres = torch.linalg.inv(extrinsics)[:, :3, 3]
     travels = bool((centres - centres[:1]).norm(dim=-1).max() > 1e-6)
     K = hyp.num_hypotheses
-    factor_K = torch.ones(K, dtype=torch.float64)
-    camera = "given; it does not travel, so the unit of length is still the scene's"
-    if travels:
-        factor_K, told = _unit(hyp, extrinsics)
-        if not told:
-            return Placed(
-                hyp,
-                "given, but too little parallax of still points tells its unit of length: "
-                "each instant has its own frame",
-            )
-        hyp, camera = replace(hyp, units="m"), "given"
-    hyp = replace(hyp, control_points=hyp.control_points * factor_K[:, None, None, None].float())
     cameras = extrinsics.expand(K, -1, -1, -1)
     visibility = hyp.visibility.transpose(0, 1)
-    motion = standing(hyp.evaluate(), visibility, hyp.intrinsics, hyp.size, cameras)
-    placed = _moved(hyp, motion, camera, rescale=False)
-    return replace(placed, hypotheses=replace(placed.hypotheses, extrinsics=extrinsics.float()))
-
-
-def _unit(hyp: Hypotheses, extrinsics: Float[Tensor, "T 4 4"]) -> tuple[Float[Tensor, "K"], bool]:
-    """The given unit of length in each hypothesis' own, and whether enough points tell it."""
-    depth_NT, kept_N = triangulated(
+    if not travels:
+        motion = standing(hyp.evaluate(), visibility, hyp.intrinsics, hyp.size, cameras)
+        placed = _moved(
+            hyp,
+            motion,
+            "given; it does not travel, so the unit of length is still the scene's",
+            rescale=False,
+        )
+        return replace(placed, hypotheses=replace(placed.hypotheses, extrinsics=extrinsics.float()))
+    found = triangulated(
         hyp.tracks.transpose(0, 1).double(),
-        hyp.visibility.transpose(0, 1).double(),
+        visibility.double(),
         hyp.intrinsics.double(),
         min(hyp.size),
         extrinsics,
     )
-    if kept_N.sum() < ENOUGH:
-        return torch.ones(hyp.num_hypotheses, dtype=torch.float64), False
-    use_NT = kept_N[:, None] & hyp.seen.transpose(0, 1) & (depth_NT > 0)
-    ratio_KS = (depth_NT / hyp.evaluate()[..., 2].double().clamp_min(1e-6))[:, use_NT]
-    return ratio_KS.median(-1).values, True
+    if found.kept.sum() < ENOUGH:
+        return Placed(
+            hyp,
+            "given, but too little parallax of still points tells its unit of length: "
+            "each instant has its own frame",
+        )
+    factor_K = _unit(hyp, found)
+    hyp = replace(
+        hyp, control_points=hyp.control_points * factor_K[:, None, None, None].float(), units="m"
+    )
+    motion = standing(hyp.evaluate(), visibility, hyp.intrinsics, hyp.size, cameras)
+    # What parallax tells needs no depth of the model's; that is for points of which it tells too little.
+    motion = replace(
+        motion,
+        static=motion.static | found.kept,
+        anchors=torch.where(found.kept[:, None], _held(hyp, found, extrinsics), motion.anchors),
+    )
+    placed = _moved(hyp, motion, "given", rescale=False)
+    return replace(placed, hypotheses=replace(placed.hypotheses, extrinsics=extrinsics.float()))
+
+
+@dataclass(frozen=True)
+class Triangulated:
+    """Places of still points in the world, their depths in every camera, and which are believed: `triangulated`."""
+
+    places: Float[Tensor, "N 3"]
+    depth: Float[Tensor, "N T"]
+    kept: Bool[Tensor, "N"]
+
+
+def _unit(hyp: Hypotheses, found: Triangulated) -> Float[Tensor, "K"]:
+    """The given unit of length in each hypothesis' own."""
+    use_NT = found.kept[:, None] & hyp.seen.transpose(0, 1) & (found.depth > 0)
+    ratio_KS = (found.depth / hyp.evaluate()[..., 2].double().clamp_min(1e-6))[:, use_NT]
+    return ratio_KS.median(-1).values
+
+
+def _held(
+    hyp: Hypotheses, found: Triangulated, extrinsics: Float[Tensor, "T 4 4"]
+) -> Float[Tensor, "K N 3"]:
+    """Each hypothesis' own places: of the tracks as it takes them, so that a doubt about a track is one about a place.
+
+    Where those meet behind a camera that saw the point, the place is the tracks' own.
+    """
+    plane = normalise(hyp.project().double(), hyp.intrinsics.double())
+    seen_KNT = hyp.visibility.transpose(0, 1) * plane.isfinite().all(-1)
+    own_KN3 = nearest(plane.nan_to_num(), seen_KNT, extrinsics)
+    ahead = ((_before(extrinsics, own_KN3)[..., 2] > 0) | (seen_KNT == 0)).all(-1, keepdim=True)
+    return torch.where(ahead, own_KN3, found.places)
+
+
+def _before(
+    extrinsics: Float[Tensor, "T 4 4"], places: Float[Tensor, "*K N 3"]
+) -> Float[Tensor, "*K N T 3"]:
+    """Places of the world before every camera."""
+    turned = torch.einsum("tij,...nj->...nti", extrinsics[:, :3, :3], places)
+    return turned + extrinsics[:, :3, 3]
 
 
 def triangulated(
@@ -196,32 +240,45 @@ def triangulated(
     intrinsics: Float[Tensor, "4"],
     side: int,
     extrinsics: Float[Tensor, "T 4 4"],
-) -> tuple[Float[Tensor, "N T"], Bool[Tensor, "N"]]:
-    """Depth of still points in every camera, and which points stand still with enough parallax for it to be believed.
+) -> Triangulated:
+    """Where still points are, and which points stand still with enough parallax for that to be believed.
 
-    The place nearest to all rays, min_A Σ_t v_t |(1 − d_t d_tᵀ)(A − o_t)|²; a point stands still if it then projects
-    onto its track to 3 px (RMS, at a shorter side of 256 px).
+    A point stands still if the place nearest to its rays (`nearest`) projects onto its track to 3 px (RMS, at a shorter
+    side of 256 px).
     """
     plane = normalise(tracks.nan_to_num(), intrinsics)
+    seen = visibility * tracks.isfinite().all(-1)
+    place_N3 = nearest(plane, seen, extrinsics)
+    camera = _before(extrinsics, place_N3)
+    depth = camera[..., 2]
+    miss = (camera[..., :2] / depth[..., None].clamp_min(1e-9) - plane).square().sum(-1)
+    total = seen.sum(-1).clamp_min(1e-9)
+    pixel = side / REFERENCE_SIDE / float(intrinsics[:2].mean())
+    error_N = ((miss * seen).sum(-1) / total).sqrt() / pixel
+    centre_T3 = torch.linalg.inv(extrinsics)[:, :3, 3]
+    mean_N3 = torch.einsum("nt,ti->ni", seen, centre_T3) / total[:, None]
+    spread = (seen[..., None] * (centre_T3 - mean_N3[:, None]).square()).sum((1, 2)) / total
+    believed = spread.sqrt() / depth[:, 0].abs().clamp_min(1e-9) > PARALLAX
+    kept = (error_N < 3.0) & believed & ((depth > 0) | (seen == 0)).all(-1)
+    return Triangulated(place_N3, depth, kept)
+
+
+def nearest(
+    plane: Float[Tensor, "*K N T 2"],
+    weight: Float[Tensor, "*K N T"],
+    extrinsics: Float[Tensor, "T 4 4"],
+) -> Float[Tensor, "*K N 3"]:
+    """The places nearest to all rays o_t + z d_t of a point, min_A Σ_t w_t |(1 − d_t d_tᵀ)(A − o_t)|²."""
     rays = torch.cat([plane, torch.ones_like(plane[..., :1])], -1)
     rotation, shift = extrinsics[:, :3, :3], extrinsics[:, :3, 3]
     centre_T3 = -torch.einsum("tji,tj->ti", rotation, shift)
-    direction = torch.einsum("tji,ntj->nti", rotation, rays)
+    direction = torch.einsum("tji,...ntj->...nti", rotation, rays)
     direction = direction / direction.norm(dim=-1, keepdim=True)
-    across = torch.eye(3).to(direction) - direction[..., None] * direction[..., None, :]
-    weight = visibility * tracks.isfinite().all(-1)
-    gram = torch.einsum("nt,ntij->nij", weight, across)
-    moment = torch.einsum("nt,ntij,tj->ni", weight, across, centre_T3)
-    # Two parallel rays meet anywhere; the ridge makes that the nearest place, which no test below lets through.
+    # Σ w (1 − d dᵀ) and Σ w (1 − d dᵀ) o, without a matrix for every instant.
+    weighted = weight[..., None] * direction
+    along = (direction * centre_T3).sum(-1, keepdim=True)
+    gram = weight.sum(-1)[..., None, None] * torch.eye(3).to(direction) - weighted.mT @ direction
+    moment = (weight[..., None] * centre_T3 - weighted * along).sum(-2)
+    # Two parallel rays meet anywhere; the ridge makes that the nearest place, which no test lets through.
     gram = gram + 1e-9 * torch.eye(3).to(gram)
-    place_N3 = torch.linalg.solve(gram, moment[..., None])[..., 0]
-    camera = torch.einsum("tij,nj->nti", rotation, place_N3) + shift
-    depth = camera[..., 2]
-    miss = (camera[..., :2] / depth[..., None].clamp_min(1e-9) - plane).square().sum(-1)
-    total = weight.sum(-1).clamp_min(1e-9)
-    pixel = side / REFERENCE_SIDE / float(intrinsics[:2].mean())
-    error_N = ((miss * weight).sum(-1) / total).sqrt() / pixel
-    mean_N3 = torch.einsum("nt,ti->ni", weight, centre_T3) / total[:, None]
-    spread = (weight[..., None] * (centre_T3 - mean_N3[:, None]).square()).sum((1, 2)) / total
-    believed = spread.sqrt() / depth[:, 0].abs().clamp_min(1e-9) > PARALLAX
-    return depth, (error_N < 3.0) & believed & ((depth > 0) | (weight == 0)).all(-1)
+    return torch.linalg.solve(gram, moment[..., None])[..., 0]

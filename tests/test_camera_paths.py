@@ -128,6 +128,110 @@ def test_what_is_wrong_is_said(tmp_path: Path, extrinsics: np.ndarray) -> None:
         read_cameras(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"k1": "null"}, "a finite number as k1 of frame 0, got 'None'"),
+        ({"w": "null"}, "a finite number as w of frame 0, got 'None'"),
+        ({"w": 0, "h": 0}, "a whole number of at least 1 as w of frame 0, got 0"),
+        ({"h": 240.5}, "a whole number of at least 1 as h of frame 0, got 240.5"),
+        ({"w": "a"}, "a finite number as w of frame 0, got 'a'"),
+        ({"fl_x": [1]}, r"a finite number as fl_x of frame 0, got '\[1\]'"),
+        ({"fl_x": -300.0}, r"with fx, fy > 0, got .* in frame 0"),
+        ({"fl_y": True}, "a finite number as fl_y of frame 0, got 'True'"),
+        ({"cx": float("nan")}, "a finite number as cx of frame 0, got 'nan'"),
+        ({"fl_x": None, "camera_angle_x": 4.0}, "camera_angle_x between 0 and pi radians, got 4.0"),
+        (
+            {"frames": [{"transform_matrix": "x"}]},
+            r"transform_matrix of frame 0 as numbers \[4, 4\]",
+        ),
+        ({"frames": [{"transform_matrix": [[1, 2], [3]]}]}, "got rows that differ in length"),
+    ],
+)
+def test_a_number_of_a_json_that_is_none_is_named(
+    tmp_path: Path, extrinsics: np.ndarray, changes: dict, says: str
+) -> None:
+    path = nerfstudio(tmp_path, extrinsics, **changes)
+    path.write_text(path.read_text().replace('"null"', "null"))
+    with pytest.raises(UserError, match=says):
+        read_cameras(path)
+
+
+@pytest.mark.parametrize(
+    ("lens", "says"),
+    [
+        ("PINHOLE 320 240 300 310", r"the 4 parameters FX FY CX CY of PINHOLE .* line 2, got 2"),
+        ("SIMPLE_PINHOLE 320 240 300 310 161 119", "the 3 parameters F CX CY .*, got 4"),
+        ("OPENCV 320 240 300 310 161 119 0", "the 8 parameters FX FY CX CY K1 K2 P1 P2 .*, got 5"),
+        ("SIMPLE_RADIAL 320 240 300 161 119", "the 4 parameters F CX CY K .*, got 3"),
+        ("RADIAL 320 240 300 161 119 0", "the 5 parameters F CX CY K1 K2 .*, got 4"),
+        ("PINHOLE 320", r"CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS\[\] in cameras.txt, line 2"),
+        ("PINHOLE 0 240 1 1 1 1", "at least 1 as WIDTH in cameras.txt, line 2, got '0'"),
+        ("PINHOLE 320 b 1 1 1 1", "as HEIGHT in cameras.txt, line 2, got 'b'"),
+        (
+            "PINHOLE 320 240 inf 310 161 119",
+            "finite number as FX in cameras.txt, line 2, got 'inf'",
+        ),
+        ("PINHOLE 320 240 300 0 161 119", "with fx, fy > 0, got .* in cameras.txt, line 2"),
+        ("OPENCV 320 240 300 310 161 119 0 0 nan 0", "a finite number as P1"),
+    ],
+)
+def test_a_lens_of_colmap_that_is_none_is_named(
+    tmp_path: Path, extrinsics: np.ndarray, lens: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        read_cameras(colmap(tmp_path, extrinsics, lens))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("1 1 0 0", "IMAGE_ID, QW QX QY QZ, TX TY TZ, CAMERA_ID, NAME in images.txt, line 1"),
+        ("1 0 0 0 0 0 0 0 7 a.png", "QW QX QY QZ of length 1 in images.txt, line 1"),
+        ("1 1 0 0 0 a 0 0 7 a.png", "a finite number as TX in images.txt, line 1, got 'a'"),
+        ("1 1 0 0 nan 0 0 0 7 a.png", "a finite number as QZ in images.txt, line 1, got 'nan'"),
+        ("1 1 0 0 0 0 0 0 x a.png", "a finite number as CAMERA_ID in images.txt, line 1, got 'x'"),
+        ("1 1 0 0 0 0 0 0 8 a.png", "need camera 8 of image 'a.png'"),
+        ("1 1 0 0 0 0 0 0 7 a.png\n\n2 1 0 0 0 0 0 0 7 a.png", "'a.png' again in images.txt, line 3"),
+    ],
+)  # fmt: skip
+def test_a_pose_of_colmap_that_is_none_is_named(
+    tmp_path: Path, extrinsics: np.ndarray, line: str, says: str
+) -> None:
+    colmap(tmp_path, extrinsics)
+    (tmp_path / "images.txt").write_text(line + "\n")
+    with pytest.raises(UserError, match=says):
+        read_cameras(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "lens", [[0, 1, 1, 1], [100, 100, np.nan, 1], [np.inf, 100, 80, 60], [1e300, 1, 1, 1], [1, 1]]
+)
+def test_a_lens_that_is_not_finite_is_refused(
+    tmp_path: Path, extrinsics: np.ndarray, lens: list[float]
+) -> None:
+    np.savez(tmp_path / "lens.npz", extrinsics=extrinsics, intrinsics=np.array(lens))
+    with pytest.raises(UserError, match=r"lens\.npz: need finite intrinsics"):
+        read_cameras(tmp_path / "lens.npz")
+
+
+def test_a_camera_path_made_in_python_is_checked_too(extrinsics: np.ndarray) -> None:
+    matrices = torch.from_numpy(extrinsics)
+    with pytest.raises(UserError, match="need finite intrinsics"):
+        CameraPath(matrices, torch.tensor([100.0, 100.0, torch.nan, 1.0]))
+    with pytest.raises(UserError, match=r"need size \[2\]"):
+        CameraPath(matrices, torch.tensor(LENS), (0, 320))
+
+
+def test_an_array_under_the_name_of_an_archive_is_refused(
+    tmp_path: Path, extrinsics: np.ndarray
+) -> None:
+    with (tmp_path / "cameras.npz").open("wb") as file:
+        np.save(file, extrinsics)
+    with pytest.raises(UserError, match="got a single array"):
+        read_cameras(tmp_path / "cameras.npz")
+
+
 @pytest.mark.parametrize("spoil", ["mirror", "scale", "nan", "row"])
 def test_matrices_that_are_no_rigid_motions_are_refused(extrinsics: np.ndarray, spoil: str) -> None:
     bad = extrinsics.copy()

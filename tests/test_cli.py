@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,10 @@ def test_given_cameras_and_frames(stock, tmp_path, capfd):
     hyp = Hypotheses.load(tmp_path / "out")
     assert (hyp.frame, hyp.units) == ("world", "m")
     np.testing.assert_allclose(hyp.extrinsics.numpy(), extrinsics, atol=1e-6)
-    assert "camera: given" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "camera: given" in said
+    # Two decimals of what summary.json has in full.
+    assert re.search(r"^  refit_px: \d+\.\d{1,2}, \d+\.\d{1,2}$", said, re.MULTILINE)
     assert cli.run(quick(stock, tmp_path / "out", *arguments, "--frame", "camera")) == 0
     hyp = Hypotheses.load(tmp_path / "out")
     assert (hyp.frame, hyp.units) == ("camera", "scene")
@@ -176,6 +180,13 @@ def bad_input(case: str, stock: dict[str, Path], folder: Path) -> list[str | Pat
         case "cameras":
             np.savez(folder / "cameras.npz", extrinsics=np.tile(np.eye(4), (5, 1, 1)))
             return ["--tracks", stock["good.npz"], "--cameras", folder / "cameras.npz"]
+        case "camera lens":
+            np.savez(
+                folder / "cameras.npz",
+                extrinsics=np.tile(np.eye(4), (8, 1, 1)),
+                intrinsics=np.array([np.inf, 100, 80, 60]),
+            )
+            return ["--tracks", stock["good.npz"], "--cameras", folder / "cameras.npz"]
         case "no cameras":
             return ["--tracks", stock["good.npz"], "--cameras", folder / "none.json"]
         case "fov":
@@ -204,6 +215,7 @@ BAD_INPUT = {
     "track encoder": ("no-such-encoder",),
     "nothing": ("need a video or tracks", "neither"),
     "cameras": ("a camera for each of the 8 frames", "got 5"),
+    "camera lens": ("finite intrinsics", "inf", "cameras.npz"),
     "no cameras": ("no cameras at", "none.json"),
     "fov": ("between 0 and 180 degrees", "200"),
 }

@@ -1,16 +1,24 @@
 """Consistency energies: exact where the picture is known in closed form, and right gradients."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import torch
 from fans import fan
+from models import flowing_tracks, small_pipeline, textured_frames
 from torch import Tensor
 
+from diffusion4d import Diffusion4DPipeline
 from diffusion4d import consistency as composed
+from diffusion4d.clip import key_frames
+from diffusion4d.denoiser import prepare
 from diffusion4d.errors import UserError
+from diffusion4d.observation import Given, Observation, observe
+from diffusion4d.pipeline import Settings
 from diffusion4d.splines import BSpline
 from priors import consistency
+from priors.dinov3 import load_encoder
 
 SIZE = (40, 60)
 F = 4
@@ -208,6 +216,100 @@ def test_slopes_together_or_each() -> None:
     energy = known["photometric"]
     before, after = energy(ctrl), energy(ctrl - 1e-3 * each)
     assert (after < before)[[0, 2]].all()
+
+
+@pytest.fixture(scope="module")
+def watched() -> tuple[Diffusion4DPipeline, Observation]:
+    """A small sampler of random weights, and a video with tracks."""
+    tracks, visibility = flowing_tracks()
+    pipe = small_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, observe(Given(textured_frames(), tracks=tracks, visibility=visibility))
+
+
+def test_views_are_what_was_observed_at_key_frames(
+    watched: tuple[Diffusion4DPipeline, Observation],
+) -> None:
+    _, seen = watched
+    assert seen.clip is not None
+    encoder = load_encoder("tiny")
+    found = composed.views_of(seen, encoder)
+    frames = key_frames(seen.clip.u, composed.KEY_FRAMES)
+    assert torch.equal(found.images, seen.clip.frames[frames].float() / 255)
+    assert torch.equal(found.visibility, seen.tracks.visibility[frames].T)
+    assert torch.equal(found.u, seen.clip.u[frames])
+    assert torch.equal(found.anchor, seen.tracks.tracks[0])
+    assert set(composed.energies(found)) == {"photometric", "patch", "occlusion", "semantic"}
+    # A point that follows its track meets the same features: texture that shifts by a pixel a frame.
+    pixels = seen.tracks.tracks[frames].transpose(0, 1)
+    aside = pixels + torch.tensor([0.0, 12.0]) * (torch.arange(len(frames)) > 0)[:, None]
+    for measure, maps in (("photometric", found.images), ("semantic", found.features)):
+        of = getattr(consistency, measure)
+        there, away = (of(maps, p, found.visibility, found.size) for p in (pixels, aside))
+        assert there < away
+    assert composed.views_of(seen).features is None
+    tracks, visibility = flowing_tracks()
+    with pytest.raises(UserError, match="need a video to compare hypotheses with"):
+        composed.views_of(observe(Given(tracks=tracks, visibility=visibility, size=(64, 80))))
+
+
+@pytest.mark.parametrize("how", ["joint", "each"])
+def test_guidance_goes_down_its_energies(
+    watched: tuple[Diffusion4DPipeline, Observation], how: Literal["joint", "each"]
+) -> None:
+    pipe, seen = watched
+    pictured = composed.views_of(seen, load_encoder("tiny"))
+    clip = prepare(pipe.transformer, pipe.encode(seen), pipe.regressor)
+    known = composed.energies(pictured)
+    N, M = clip.evidence.ctrl.shape[1:3]
+    r = 0.3 * torch.randn((2, N, M, 3), generator=torch.Generator().manual_seed(0))
+
+    def corrected(weights: dict[str, float]) -> Tensor:
+        guided = composed.guide(pictured, weights, how)(clip)(lambda x, _: x, [0, 1])
+        with torch.no_grad():
+            return guided(r, torch.tensor(1.0))
+
+    for name in ("photometric", "semantic"):
+        weight = 1e-3 if how == "joint" else 1e-4
+        before, after = (
+            known[name](clip.decode(x[None])[0]) for x in (r, corrected({name: weight}))
+        )
+        assert (after < before).all(), name
+        # Twice the weight is twice the way.
+        torch.testing.assert_close(
+            corrected({name: 2e3 * weight}) - r, 2 * (corrected({name: 1e3 * weight}) - r),
+            rtol=1e-3, atol=1e-5,
+        )  # fmt: skip
+    if how == "joint":
+        alone = [corrected({n: w}) - r for n, w in (("photometric", 50.0), ("semantic", 200.0))]
+        both = corrected({"photometric": 50.0, "semantic": 200.0}) - r
+        torch.testing.assert_close(both, alone[0] + alone[1], rtol=1e-3, atol=1e-5)
+    else:
+        size = (
+            (corrected({"photometric": 0.1, "semantic": 0.2}) - r).square().mean((1, 2, 3)).sqrt()
+        )
+        torch.testing.assert_close(size, torch.full((2,), 0.3), rtol=1e-3, atol=1e-5)
+
+
+def test_the_pipeline_takes_guidance(watched: tuple[Diffusion4DPipeline, Observation]) -> None:
+    pipe, seen = watched
+    settings = Settings(num_hypotheses=2, steps=2, frame="camera")
+    pictured = composed.views_of(seen)
+
+    def sampled(weight: float | None) -> Tensor:
+        guide = None if weight is None else composed.guide(pictured, {"photometric": weight})
+        return pipe.sample(seen, settings, guide=guide).hypotheses.control_points
+
+    plain = sampled(None)
+    torch.testing.assert_close(sampled(0.0), plain, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(sampled(100.0), plain, rtol=1e-3, atol=1e-3)
+    hyp = pipe.sample(seen, settings).hypotheses
+    order = hyp.rank(composed.scores(hyp, pictured, {"photometric": 1.0}))
+    assert sorted(order.tolist()) == [0, 1]
+    with pytest.raises(UserError, match="need weights of energies out of"):
+        composed.guide(pictured, {"semantic": 1.0})
+    with pytest.raises(UserError, match="has nothing to guide"):
+        small_pipeline("twin").sample(seen, guide=composed.guide(pictured, {"photometric": 1.0}))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -184,6 +184,31 @@ def test_the_command_swings_for_as_long_as_the_clip_lasts(tmp_path):
     assert keys.max[0] == pytest.approx(0.8)
 
 
+def test_few_hypotheses_are_not_said_to_have_been_tested(tmp_path, capfd):
+    """Seven values of eight hypotheses: three modes are where the search ends, whatever the noise is."""
+    hyp = fan(8, 10)
+    rng = torch.Generator().manual_seed(1)
+    # Four ways to differ, far above the noise: half the spectrum is fewer.
+    ways = torch.randn((4, *hyp.control_points.shape[1:]), generator=rng)
+    shares = torch.randn((8, 4), generator=rng)
+    moved = hyp.control_points.mean(0) + 0.01 * torch.tensordot(shares, ways, 1)
+    moved += 1e-5 * torch.randn(moved.shape, generator=rng)
+    dataclasses.replace(hyp, control_points=moved).save(tmp_path)
+    assert cli.run(["modes", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    assert "modes: at least 3; 8 hypotheses: too few to test the noise\n" in said
+    told = json.loads((tmp_path / "modes.json").read_text())
+    assert told["white_law"]["at_least"]
+
+
+def test_a_count_says_what_it_is_worth(found):
+    assert found.verdict == "2, out of coloured noise"
+    # Of noise that is not white the white law takes too much for modes.
+    white = deformation.modes(ensemble(), noise="white")
+    assert white.verdict.startswith(f"{white.num_modes}, out of white noise")
+    assert ("does not look white" in white.verdict) == (not white.modes.spectrum.holds)
+
+
 @pytest.mark.parametrize("case", ["missing", "few", "level", "seconds", "out"])
 def test_the_command_refuses_in_one_line(tmp_path, capfd, case):
     folder = tmp_path / "given"

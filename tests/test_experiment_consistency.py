@@ -51,6 +51,29 @@ def test_light_and_colours_change_little_by_little() -> None:
     assert float(lit[-1].mean()) == pytest.approx(0.3, abs=1e-6)
 
 
+@pytest.mark.parametrize("how", ["joint", "each"])
+def test_a_line_search_goes_down_whatever_the_first_step(how: str) -> None:
+    """Two bowls of very different steepness about two places: what both ways lower is the sum of their shares."""
+    g = torch.Generator().manual_seed(0)
+    places = torch.randn((2, 3, 2, 3), generator=g, dtype=torch.float64)
+    start = places.mean(0) + 1e-3 * torch.randn((4, 3, 2, 3), generator=g, dtype=torch.float64)
+    known = {
+        "steep": lambda x: 1e6 * (x - places[0]).square().sum((1, 2, 3)),
+        "flat": lambda x: (x - places[1]).square().sum((1, 2, 3)),
+    }
+    weights = {name: 1 / float(energy(start).mean()) for name, energy in known.items()}
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return sum((w * known[n](x) for n, w in weights.items()), torch.zeros(4))
+
+    # The first step is longer than the way to the lowest place, which is half-way between the bowls' middles.
+    before, taken = total(start), 0
+    after, taken = run.down(known, start, how, steps=20)
+    assert (total(after) <= before).all()
+    assert total(after).max() - total(places.mean(0)[None].expand(4, -1, -1, -1)).max() < 1e-4
+    assert taken > 20
+
+
 def test_shares_are_pooled_over_pairs() -> None:
     row = {"change": "none", "energy": "patch", "baseline": "wide"}
     clips = [

@@ -200,6 +200,78 @@ def test_given_cameras_set_the_unit_of_every_hypothesis() -> None:
     assert unit > 0
 
 
+def deformed(hyp: Hypotheses, spread: float) -> Hypotheses:
+    """Every point of every hypothesis at another depth along its rays: images stay as they are."""
+    g = torch.Generator().manual_seed(5)
+    factor = torch.exp(spread * torch.randn(*hyp.control_points.shape[:2], 1, 1, generator=g))
+    return dataclasses.replace(hyp, control_points=hyp.control_points * factor)
+
+
+def test_still_points_are_where_their_rays_meet_whatever_depths_were_sampled() -> None:
+    """Tracks, lens and cameras are exact and travel: every still point of every hypothesis is then known."""
+    cameras = path()
+    points, _ = world(cameras, still=30, moving=15)
+    hyp, static = hypotheses(cameras, (0.5, 1.0, 2.0))
+    user = given(cameras, 2.5)
+    for spread in (0.0, 0.5):
+        moved = place(deformed(hyp, spread), user).hypotheses
+        assert moved.static is not None
+        assert torch.equal(moved.static, static.expand(3, -1))
+        true = torch.linalg.inv(user.extrinsics)
+        true = (2.5 * points[0]).transpose(0, 1) @ true[:, :3, :3].mT + true[:, None, :3, 3]
+        error = (moved.evaluate() - true.transpose(0, 1)).norm(dim=-1)
+        # Splines of 10 control points leave a few hundredths of a pixel.
+        assert error[:, static].max() < 0.01 * 2.5
+        # And an image that stays.
+        gap = (moved.project() - hyp.project()[:1]).norm(dim=-1)
+        assert gap[:, static].max() < 0.2
+
+
+def test_a_doubt_about_a_track_is_one_about_a_place() -> None:
+    """Hypotheses that take the tracks otherwise have other places, by what their own rays say."""
+    cameras = path()
+    hyp, static = hypotheses(cameras, (1.0, 1.0))
+    ctrl = hyp.control_points.clone()
+    # Half a pixel to the right, and the image of all instants with it.
+    ctrl[1, :, :, 0] += 0.5 / INTRINSICS[0].float() * ctrl[1, :, :, 2]
+    user = given(cameras, 1.0)
+    moved = place(dataclasses.replace(hyp, control_points=ctrl), user).hypotheses
+    shift = (moved.project()[1] - moved.project()[0])[static]
+    torch.testing.assert_close(
+        shift.median(0).values.median(0).values, torch.tensor([0.5, 0.0]), atol=0.1, rtol=0
+    )
+    apart = (moved.evaluate()[1] - moved.evaluate()[0]).norm(dim=-1)[static]
+    assert 0 < apart.max() < 0.2
+
+
+def test_points_without_parallax_keep_the_depth_that_was_sampled() -> None:
+    """Twenty times as far, rays hardly part: points stand still, and their depth is the hypothesis' own."""
+    cameras = path()
+    points, _ = world(cameras, still=30, moving=0)
+    far = torch.arange(30) < 10
+    E = cameras.clone()
+    world_N3 = torch.einsum("ji,nj->ni", E[0, :3, :3], points[0, :, 0] - E[0, :3, 3])
+    world_N3[far] *= 20
+    seen = torch.einsum("tij,nj->nti", E[:, :3, :3], world_N3) + E[:, :3, 3]
+    ctrl = splines.fit(seen, torch.linspace(0, 1, T, dtype=torch.float64), M).float()
+    tracks = project(seen, INTRINSICS).transpose(0, 1).float().contiguous()
+    hyp, _ = hypotheses(cameras, (1.0,))
+    hyp = dataclasses.replace(
+        hyp,
+        control_points=torch.where(far[:, None, None], 1.1 * ctrl, 1.3 * ctrl)[None],
+        tracks=tracks,
+        query_points=tracks[0].clone(),
+        visibility=torch.ones(T, 30),
+    )
+    moved = place(hyp, CameraPath(cameras)).hypotheses
+    assert moved.static is not None
+    assert moved.static.all()
+    depth = moved.camera_points()[0, :, 0, 2].double() / seen[:, 0, 2]
+    # The unit is that of the near ones, 1 / 1.3, whose depths are then their rays'.
+    torch.testing.assert_close(depth[~far], torch.ones(20).double(), atol=0.01, rtol=0)
+    torch.testing.assert_close(depth[far], torch.full((10,), 1.1 / 1.3).double(), atol=0.08, rtol=0)
+
+
 def test_cameras_that_only_turn_leave_the_unit_open() -> None:
     cameras = path(travel=0.0)
     hyp, _ = hypotheses(cameras)
@@ -221,11 +293,9 @@ def test_triangulation_finds_exact_depths() -> None:
     cameras = path()
     points, static = world(cameras)
     tracks = project(points[0], INTRINSICS)
-    depth, kept = triangulated(
-        tracks, torch.ones(tracks.shape[:2]).double(), INTRINSICS, 256, cameras
-    )
-    assert torch.equal(kept, static)
-    torch.testing.assert_close(depth[static], points[0, static, :, 2], atol=1e-6, rtol=0)
+    found = triangulated(tracks, torch.ones(tracks.shape[:2]).double(), INTRINSICS, 256, cameras)
+    assert torch.equal(found.kept, static)
+    torch.testing.assert_close(found.depth[static], points[0, static, :, 2], atol=1e-6, rtol=0)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ r"""Does guidance by the pictures, inside the sampler, bring hypotheses nearer t
 
 Rendered held-out worlds, the packaged model in its usual step, the same seeds for every way. Its one step starts from
 pure noise, where α = 0 and a gradient through the network (`posterior.guided`) has no length; so the estimate is
-corrected (`samplers.guidance.corrected`), r → r − Σ g, Σ the covariance of the noise. "joint": g is the gradient of the
+corrected (`consistency.guide`), r → r − Σ g, Σ the covariance of the noise. "joint": g is the gradient of the
 weighted sum, one backward pass. "each": a pass each, every gradient brought to unit length before it is weighted, and
 Σ g to a root mean square of the sum of the weights. The snap to the tracks follows in all of them, as in the pipeline.
 
@@ -25,21 +25,16 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float
 from pictures import true_views
-from torch import Tensor
 
-from diffusion4d import consistency, denoiser, metrics, posterior, sampling, splines
+from diffusion4d import consistency, denoiser, metrics, sampling, splines
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.denoiser import ClipDenoiser
 from diffusion4d.evaluation.cases import Case, rendered_clips
 from diffusion4d.hypotheses import REFERENCE_SIDE
 from diffusion4d.pipeline import Diffusion4DPipeline
 from diffusion4d.scenes.rendered import load_rendered
 from diffusion4d.snap import doubted, snap
 from priors.dinov3 import load_encoder
-from samplers.guidance import corrected
-from samplers.solve import Denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,29 +74,9 @@ class Settings:
     hypotheses: int = 16
 
 
-def guide_of(clip: ClipDenoiser, known: Mapping[str, posterior.ControlEnergy], way: Way):
-    """What `sampling.sample` takes: the denoiser of some hypotheses to another one."""
-
-    def guide(denoise: Denoise, _: Sequence[int]) -> Denoise:
-        if not way.weights:
-            return denoise
-
-        diffused = {n: posterior.on_diffused(clip, energy) for n, energy in known.items()}
-
-        def correct(r: Float[Tensor, "K N M 3"]) -> Float[Tensor, "K N M 3"]:
-            slope = consistency.slopes(diffused, way.weights, r, way.how)
-            slope = clip.factors.covary(slope[None]).squeeze(0)
-            if way.how == "joint":
-                return r - slope
-            size = slope.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-            return r - sum(way.weights.values()) * slope / size
-
-        return corrected(denoise, correct)
-
-    return guide
-
-
-def scored(pipe: Diffusion4DPipeline, case: Case, known: Mapping, way: Way, K: int) -> dict:
+def scored(
+    pipe: Diffusion4DPipeline, case: Case, views: consistency.Views, way: Way, K: int
+) -> dict:
     """Energy scores of all and of hidden points, and CPU seconds."""
     evidence = case.evidence(pipe.transformer.config["num_ctrl"])
     with torch.no_grad():
@@ -109,7 +84,8 @@ def scored(pipe: Diffusion4DPipeline, case: Case, known: Mapping, way: Way, K: i
     table = sampling.table_for(*sampling.usual(pipe.transformer))
     seeds = sampling.seeds_from(case.seed, K)
     begun = time.process_time()
-    ctrl = sampling.sample(clip, seeds, table, guide=guide_of(clip, known, way))
+    guide = consistency.guide(views, way.weights, way.how)(clip) if way.weights else None
+    ctrl = sampling.sample(clip, seeds, table, guide=guide)
     spent = time.process_time() - begun
     pixel = min(case.clip.size) / REFERENCE_SIDE / case.intrinsics[:2].mean().item()
     ctrl = snap(ctrl, doubted(case.rays, pixel, seeds), case.clip.visibility, case.clip.u)
@@ -156,8 +132,7 @@ def main(settings: Settings) -> None:
         assert clip.images is not None
         case = Case.of(dataclasses.replace(clip, focal_known=True), index)
         views, _ = true_views(case, encoder, clip.images.float() / 255)
-        known = consistency.energies(views)
-        rows.append({n: scored(pipe, case, known, w, settings.hypotheses) for n, w in WAYS.items()})
+        rows.append({n: scored(pipe, case, views, w, settings.hypotheses) for n, w in WAYS.items()})
         told = {"model": settings.model, "encoder": settings.encoder, "worlds": len(rows)}
         with replace_when_done(settings.out) as temporary:
             found = {"settings": told, "summary": summary(rows), "clips": rows}

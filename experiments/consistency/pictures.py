@@ -12,14 +12,13 @@ def true_views(case: Case, encoder: Encoder, images: Tensor) -> tuple[consistenc
     clip = case.clip
     assert clip.frames is not None
     pixels = case.project(case.truth[None])[0][:, clip.frames]
-    grid = encoder.encode(images, clip.u[clip.frames])
-    views = consistency.Views(
+    views = consistency.Views.of(
         images,
-        grid.maps,
-        clip.u[clip.frames].double(),
+        clip.u[clip.frames],
         clip.visibility[:, clip.frames],
         clip.tracks[:, 0],
         case.intrinsics,
         clip.size,
+        encoder,
     )
     return views, pixels

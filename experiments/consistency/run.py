@@ -1,6 +1,6 @@
 r"""Where do consistency energies hold, and do they find the better hypothesis?
 
-Two questions, asked of rendered held-out worlds (their key frames), with the packaged model and encoder.
+Three questions, asked of rendered held-out worlds (their key frames), with the packaged model and encoder.
 
 *Holds.* At the true pixels of a visible point and at pixels `away` px aside (the same way for all points, eight ways),
 is the energy of the pair (anchor, key frame) lower at the truth? The share of pairs where it is: 1 is perfect, 0.5
@@ -21,6 +21,9 @@ The error of a hypothesis is its mean distance to the truth over points and fram
 1. What is told is the top-ranked one's error over the mean of all: 1 is a blind choice. Beside it what the best would
 have ("oracle"). "Seen alone" ranks by what was seen and nothing else (κ = 0).
 
+*Backward.* One backward pass of all energies together, or one each with every slope brought to unit length: what they
+take, and what ten steps of a line search down each of them reach (`down`).
+
     python experiments/consistency/run.py FOLDER        rendered held-out worlds
 
 Shape letters:  K hypotheses   N points   M control points   T frames   F key frames.
@@ -30,7 +33,9 @@ import dataclasses
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,6 +60,9 @@ WIDE = 0.4
 """|A − 1| of a neighbourhood's affine map from which a baseline counts as wide."""
 COMBINED = {"photometric": 1.0, "semantic": 1.0, "occlusion": 1.0}
 """Weights of standardised energies: one share each, chosen before anything was measured."""
+FIRST_STEP = 0.02
+"""Length of the first step tried, over all control points of a hypothesis (median anchor depth 1)."""
+HALVINGS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +74,8 @@ class Settings:
     model: str = "tiny"
     encoder: str = "tiny"
     out: Path = Path(__file__).parent / "results.json"
+    part: Literal["all", "backward"] = "all"
+    """backward: measure the backward passes alone, on the clips of `out`, and put them in their place."""
     worlds: int = 96
     points: int = 64
     hypotheses: int = 16
@@ -207,32 +217,92 @@ def rank_correlation(scores: Tensor, error: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
 
 
+def down(
+    known: Mapping[str, consistency.ControlEnergy],
+    ctrl: Float[Tensor, "K N M 3"],
+    how: Literal["joint", "each"],
+    steps: int = 10,
+) -> tuple[Float[Tensor, "K N M 3"], int]:
+    """Steps down the slopes of all energies, and how often the energies were taken for that.
+
+    Both ways go down one sum, Σ_j w_j E_j with w_j one over the mean E_j of the start, so that every energy has the
+    same share: "joint" along its slope, "each" along the sum of the unit slopes. Every hypothesis has its own step,
+    twice the last one's, halved until it lowers the sum; one that no halving lowers stays where it is.
+    """
+    with torch.no_grad():
+        weights = {name: 1 / float(energy(ctrl).mean()) for name, energy in known.items()}
+    shares = weights if how == "joint" else dict.fromkeys(known, 1.0)
+
+    @torch.no_grad()
+    def total(x: Tensor) -> Tensor:
+        return torch.stack([w * known[n](x) for n, w in weights.items()]).sum(0)
+
+    x, length_K = ctrl, torch.full((len(ctrl),), FIRST_STEP / 2).to(ctrl)
+    lowest_K, taken = total(x), 1
+    for _ in range(steps):
+        slope = consistency.slopes(known, shares, x, how)
+        slope = slope / slope.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-12)
+        start, length_K, done = x, 2 * length_K, torch.zeros(len(x), dtype=torch.bool)
+        for _ in range(HALVINGS):
+            tried = start - length_K[:, None, None, None] * slope
+            sum_K = total(tried)
+            lower = (sum_K < lowest_K) & ~done
+            taken += 1
+            x = torch.where(lower[:, None, None, None], tried, x)
+            lowest_K, done = torch.where(lower, sum_K, lowest_K), done | lower
+            if bool(done.all()):
+                break
+            length_K = torch.where(done, length_K, length_K / 2)
+    return x, taken
+
+
 def backward(pipe: Diffusion4DPipeline, encoder: Encoder, case: Case, images: Tensor) -> dict:
-    """One joint backward pass against one each: time, and what ten short steps down each do."""
+    """One joint backward pass against one each: time, and what ten steps down each reach and take."""
     ctrl = hypotheses(pipe, case, 8)
     views, _ = true_views(case, encoder, images)
     known = consistency.energies(views)
-    weights = {"photometric": 1.0, "patch": 1.0, "semantic": 1.0}
+    known = {name: known[name] for name in ("photometric", "patch", "semantic")}
+    weights = dict.fromkeys(known, 1.0)
     spent: dict[str, list[float]] = {"joint": [], "each": []}
     # Interleaved, since the machine is shared.
-    for _ in range(4):
+    for _ in range(8):
         for how in ("joint", "each"):
             begun = time.process_time()
             consistency.slopes(known, weights, ctrl, how)
             spent[how].append(time.process_time() - begun)
-    fallen = {}
+    reached: dict = {}
     for how in ("joint", "each"):
-        x = ctrl.clone()
-        for _ in range(10):
-            slope = consistency.slopes(known, weights, x, how)
-            length = slope.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-12)
-            x = x - 0.02 * slope / length
+        begun = time.process_time()
+        x, taken = down(known, ctrl, how)
+        seconds = time.process_time() - begun
         with torch.no_grad():
-            fallen[how] = {
-                n: float((known[n](x) / known[n](ctrl).clamp_min(1e-9)).mean()) for n in weights
-            }
+            before = torch.stack([energy(ctrl) for energy in known.values()])
+            after = torch.stack([energy(x) for energy in known.values()])
+        ratio = after.mean(1) / before.mean(1)
+        reached[how] = {
+            "energy_after_over_before": dict(zip(known, ratio.tolist(), strict=True)),
+            "sum_after_over_before": float((after / before.mean(1, keepdim=True)).mean()),
+            "seconds": seconds,
+            "energies_taken": taken,
+        }
     ratio = float(np.median(spent["each"]) / np.median(spent["joint"]))
-    return {"each_over_joint_seconds": ratio, "energy_after_over_before": fallen}
+    return {"each_over_joint_seconds": ratio, **reached}
+
+
+def case_of(clip: TrueClip, index: int) -> tuple[Case, Float[Tensor, "F 3 h w"]]:
+    assert clip.images is not None
+    case = Case.of(dataclasses.replace(clip, focal_known=True), index)
+    return case, clip.images.float() / 255
+
+
+def again(pipe: Diffusion4DPipeline, encoder: Encoder, clips: list[TrueClip], out: Path) -> None:
+    """The backward passes of results that are there."""
+    told = json.loads(out.read_text())
+    for index, row in enumerate(told["clips"]):
+        if "backward" in row:
+            row["backward"] = backward(pipe, encoder, *case_of(clips[index], index))
+    with replace_when_done(out) as temporary:
+        temporary.write_text(json.dumps(told, indent=0) + "\n")
 
 
 def main(settings: Settings) -> None:
@@ -245,12 +315,12 @@ def main(settings: Settings) -> None:
     clips = itertools.islice(
         rendered_clips(load_rendered(shards), num_points=settings.points), settings.worlds
     )
+    if settings.part == "backward":
+        again(pipe, encoder, list(clips), settings.out)
+        return
     rows = []
     for index, clip in enumerate(clips):
-        clip: TrueClip
-        assert clip.images is not None
-        images = clip.images.float() / 255
-        case = Case.of(dataclasses.replace(clip, focal_known=True), index)
+        case, images = case_of(clip, index)
         row: dict = {"ranks": ranked(pipe, encoder, case, images, settings.hypotheses)}
         if index % 4 == 0:
             row["holds"] = held(case, encoder, images, settings.away)
