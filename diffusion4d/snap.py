@@ -37,7 +37,7 @@ RIDGE = 0.01
 
 HELD = 5.0
 """The same where the point is hidden. On 96 worlds kept for choosing the lateral calibration error of hidden points
-is .040, and .077 with `RIDGE` there too; their energy score .1633 and .1643; reprojection of seen ones .470 and .457 px."""
+is .040, and .077 with `RIDGE` there too; their energy score .1633 and .1643, and the reprojection .470 and .457 px."""
 
 NEAREST = 0.01
 """Depths (scene units) below this weigh no more than this one."""
