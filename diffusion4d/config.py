@@ -123,6 +123,8 @@ class PoolSpec:
     """Splits of the pack: train, held-out, test."""
     actors_only: bool = False
     """Every main body is an actor of the pack."""
+    ambiguous: float = 0.08
+    """Share of worlds with two distinct answers, unless there are only actors."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,23 @@ def test_a_small_share_of_all_worlds_is_ambiguous() -> None:
     assert {"reversal", "fork"} <= set(families)
 
 
+def test_the_share_of_ambiguous_worlds_is_a_choice() -> None:
+    drawn = {
+        share: [compose(seed, num_frames=2, ambiguous_share=share).family for seed in range(40)]
+        for share in (0.0, 0.5, 1.0)
+    }
+    two = {share: [f in ("reversal", "fork") for f in families] for share, families in drawn.items()}
+    assert not any(two[0.0]) and all(two[1.0]) and 0 < sum(two[0.5]) < 40
+    # Whoever has one answer at a larger share is who has it at a smaller one.
+    assert all(
+        a == b
+        for a, b, doubled in zip(drawn[0.0], drawn[0.5], two[0.5], strict=True)
+        if not doubled
+    )
+    with pytest.raises(ValueError, match=r"need ambiguous_share in \[0, 1\], got 2.0"):
+        compose(0, ambiguous_share=2.0)
+
+
 def test_worlds_with_one_answer_are_refused() -> None:
     with pytest.raises(ValueError, match="'rigid'"):
         ambiguous(generate(0, num_points=8, num_frames=2, family="rigid"))

@@ -20,7 +20,7 @@ from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import PoolSpec, RenderedSpec
 from diffusion4d.data.pack import Pack
 from diffusion4d.scenes.observe import World
-from diffusion4d.scenes.world import ACTOR, generate
+from diffusion4d.scenes.world import ACTOR, AMBIGUOUS_SHARE, generate
 
 Job = TypeVar("Job", bound=tuple[Any, ...])
 
@@ -104,6 +104,7 @@ def draw_shard(spec: PoolSpec, first_seed: int, count: int) -> dict[str, Tensor]
                 num_frames=spec.frames,
                 family=cast.family,
                 pack=cast.pack,
+                ambiguous_share=spec.ambiguous,
             )
             for i in range(count)
         ]
@@ -131,6 +132,8 @@ def draw_pool(
     """
     # All that decides a shard's content is in its name, so that pools of several kinds may share a folder.
     kind = f"{spec.points}x{spec.frames}-{Cast.of(spec).label}"
+    if spec.ambiguous != AMBIGUOUS_SHARE:
+        kind += f"-ambiguous{spec.ambiguous:g}"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for start in range(0, spec.worlds, SHARD):

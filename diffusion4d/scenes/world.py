@@ -47,7 +47,12 @@ _DETAIL = {1: 260, 2: 165, 3: 120}
 
 
 def compose(
-    seed: int, *, num_frames: int = 32, family: str | None = None, pack: Pack | None = None
+    seed: int,
+    *,
+    num_frames: int = 32,
+    family: str | None = None,
+    pack: Pack | None = None,
+    ambiguous_share: float = AMBIGUOUS_SHARE,
 ) -> Scene:
     """Put a scene together.
 
@@ -56,21 +61,24 @@ def compose(
         num_frames: T ≥ 2 instants, evenly spaced over the clip.
         family: of the main body; drawn from the seed if None.
         pack: where actors come from; without it there are none.
+        ambiguous_share: of scenes with two answers among those whose family is drawn, in [0, 1].
 
     Raises:
-        ValueError: negative seed, fewer than 2 frames, no such family, or "actor" without a pack.
+        ValueError: negative seed, fewer than 2 frames, no such family, "actor" without a pack, or no such share.
     """
     if num_frames < 2:
         raise ValueError(f"need num_frames >= 2, got {num_frames}")
     if seed < 0:
         raise ValueError(f"need seed >= 0, got {seed}")
+    if not 0 <= ambiguous_share <= 1:
+        raise ValueError(f"need ambiguous_share in [0, 1], got {ambiguous_share}")
     if family is None:
         # Its own stream, so that naming the family that would have been drawn changes nothing else.
         family = _family(_stream(seed, 0), pack)
         # A draw beside the others, so that the rest of the worlds are what they would be without these.
-        share = float(_stream(seed, 100).random()) / AMBIGUOUS_SHARE
-        if share < 1:
-            family = ambiguous.FAMILIES[int(share * len(ambiguous.FAMILIES))]
+        drawn = float(_stream(seed, 100).random())
+        if drawn < ambiguous_share:
+            family = ambiguous.FAMILIES[int(drawn / ambiguous_share * len(ambiguous.FAMILIES))]
     if family in ambiguous.FAMILIES:
         return ambiguous.scene_of(seed, num_frames, family)
     if family == ACTOR and pack is None:
@@ -96,6 +104,7 @@ def generate(
     num_frames: int = 32,
     family: str | None = None,
     pack: Pack | None = None,
+    ambiguous_share: float = AMBIGUOUS_SHARE,
 ) -> World:
     """A world with exact truth; a pure function of its arguments.
 
@@ -107,7 +116,13 @@ def generate(
         raise ValueError(f"need num_points >= 1, got {num_points}")
     scene_seed = seed
     for attempt in range(_ATTEMPTS):
-        scene = compose(scene_seed, num_frames=num_frames, family=family, pack=pack)
+        scene = compose(
+            scene_seed,
+            num_frames=num_frames,
+            family=family,
+            pack=pack,
+            ambiguous_share=ambiguous_share,
+        )
         # A retry keeps the family, else those that are hard to see would become rare.
         family = scene.family
         try:
