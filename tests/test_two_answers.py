@@ -135,3 +135,14 @@ def test_the_readme_says_what_the_results_say() -> None:
     readme = (FOLDER / "README.md").read_text()
     assert report.table(results) in readme
     assert report.reliability(results) in readme
+
+
+def test_so_does_the_trial_with_more_of_them() -> None:
+    kinds = json.loads((FOLDER / "half.json").read_text())["kinds"]
+    readme = (FOLDER / "README.md").read_text()
+    for kind, title in report.KINDS.items():
+        row = kinds[kind]["samples"]
+        told = (
+            f"| {title} | {row['both_found']:.0%} | {row['between']:.0%} | {row['distance']:.2f} |"
+        )
+        assert told in readme
