@@ -55,7 +55,8 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
             return dataclasses.replace(cond, networks=networks, gains=(scale, 1 - scale))
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        x_0_uncond = uncond(x_t, t)
+        # A copy, since both may be one network that writes into the same memory.
+        x_0_uncond = uncond(x_t, t).clone()
         return x_0_uncond + scale * (cond(x_t, t) - x_0_uncond)
 
     return guided
@@ -65,7 +66,8 @@ def corrected(denoise: Denoise, correct: Correct) -> Denoise:
     """Correct every estimate of x_0 before the step uses it.
 
     The last step returns the estimate itself, so a sample meets whatever `correct` enforces.
-    `correct` runs without gradients inside `solve`; one that needs them opens `torch.enable_grad`.
+    Gradients flow through `correct` as through the denoiser. One that takes a gradient of its own opens
+    `torch.enable_grad`, since sampling usually runs under `torch.no_grad`.
     """
 
     def denoise_and_correct(x_t: Tensor, t: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def descended(
     """Move every estimate of x_0 down the gradient of an energy, taken through the denoiser.
 
     covariance: multiplies by that of the noise, Σ; None for white noise. At t = 1 nothing is moved: where α = 0, x_t
-    says nothing of x_0. A step costs one evaluation and its gradient in x_t, which is as many multiply-adds again:
-    count two.
+    says nothing of x_0. So in a table of ONE row from t = 1 this does nothing at all: take two rows or more. A step
+    costs one evaluation and its gradient in x_t, which is as many multiply-adds again: count two.
     """
 
     def denoise_and_descend(x_t: Tensor, t: Tensor) -> Tensor:
