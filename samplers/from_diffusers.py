@@ -67,8 +67,8 @@ _LINEAR: Final[dict[str, tuple[Any, ...]]] = {
     "invert_sigmas": (False,),
 }
 
-_TOLERANCE: Final = 2e-5
-"""Of the weights left over. Rounding leaves 1e-6, what a row lacks leaves hundredths."""
+_TOLERANCE: Final = 1e-6
+"""Of the weights left over. Rounding leaves 1e-14, what a row lacks leaves hundredths."""
 
 
 @dataclass(frozen=True, eq=False)

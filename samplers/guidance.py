@@ -18,6 +18,7 @@ was given.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from samplers.predictions import Prediction
 from samplers.schedules import Schedule
 from samplers.solve import Denoise
+from samplers.tables import Table
 
 Correct = Callable[[Tensor], Tensor]
 """x̂_0 `[K, ...]` → a better x̂_0 `[K, ...]`."""
@@ -90,26 +92,40 @@ def weighted(energies: Sequence[tuple[float, Energy]]) -> Energy:
     return total
 
 
+@dataclass(frozen=True)
+class Descended:
+    """A denoiser whose estimates are moved; see `descended`, which makes it."""
+
+    denoise: Denoise
+    energy: Energy
+    schedule: Schedule
+    covariance: Correct | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 − (σ² / α) Σ ∇E; x̂_0 itself where α = 0."""
+        alpha, sigma = (f(t.double()).item() for f in (self.schedule.alpha, self.schedule.sigma))
+        if alpha == 0:
+            return self.denoise(x_t, t)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            x_0 = self.denoise(x, t)
+            (slope,) = torch.autograd.grad(self.energy(x_0).sum(), x)
+        if self.covariance is not None:
+            slope = self.covariance(slope)
+        return x_0.detach() - sigma**2 / alpha * slope
+
+    def moves(self, table: Table) -> bool:
+        """Whether any row of this table asks at a time at which estimates are moved."""
+        return bool((self.schedule.alpha(table.times[:-1]) != 0).any())
+
+
 def descended(
     denoise: Denoise, energy: Energy, schedule: Schedule, covariance: Correct | None = None
-) -> Denoise:
+) -> Descended:
     """Move every estimate of x_0 down the gradient of an energy, taken through the denoiser.
 
     covariance: multiplies by that of the noise, Σ; None for white noise. At t = 1 nothing is moved: where α = 0, x_t
-    says nothing of x_0. So in a table of ONE row from t = 1 this does nothing at all: take two rows or more. A step
-    costs one evaluation and its gradient in x_t, which is as many multiply-adds again: count two.
+    says nothing of x_0. So a table of ONE row from t = 1 makes this do nothing at all (`moves` tells): take two rows or
+    more. A step costs one evaluation and its gradient in x_t, which is as many multiply-adds again: count two.
     """
-
-    def denoise_and_descend(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = schedule.alpha(t.double()).item(), schedule.sigma(t.double()).item()
-        if alpha == 0:
-            return denoise(x_t, t)
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
-            x_0 = denoise(x, t)
-            (slope,) = torch.autograd.grad(energy(x_0).sum(), x)
-        if covariance is not None:
-            slope = covariance(slope)
-        return x_0.detach() - sigma**2 / alpha * slope
-
-    return denoise_and_descend
+    return Descended(denoise, energy, schedule, covariance)
