@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -11,11 +11,13 @@ SamplerName = Literal[
 ]  # fmt: skip
 """How steps are taken (`sampling.table_for`)."""
 
-SamplerOption = Annotated[
-    SamplerName | None,
-    # As a string: what it can be is checked where it is used, with an error of one line.
-    tyro.conf.arg(constructor=str, metavar=f"{{{','.join(get_args(SamplerName))}}}"),
-]
+if TYPE_CHECKING:
+    SamplerOption = SamplerName | None
+else:
+    # To the command line a string: what it can be is checked where it is used, with an error of one line.
+    SamplerOption = Annotated[
+        str | None, tyro.conf.arg(metavar=f"{{{','.join(get_args(SamplerName))}}}")
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

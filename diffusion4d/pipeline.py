@@ -223,7 +223,8 @@ class Diffusion4DPipeline(DiffusionPipeline):
         Args:
             video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
             num_hypotheses: K, 16 by default; a deterministic model gives 1.
-            num_inference_steps: denoiser evaluations (NFE) a hypothesis; what the model was made for by default.
+            num_inference_steps: denoiser evaluations (NFE) a hypothesis, for "heun" and "dpmpp_2s" at most; what the
+                model was made for by default.
             sampler: how the steps are taken: one of `config.SamplerName`; the model's own by default.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
