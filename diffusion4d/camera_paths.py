@@ -26,7 +26,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from diffusion4d import conventions
-from diffusion4d.errors import UserError
+from diffusion4d.errors import UserError, reason
 
 KINDS = "an npz with extrinsics [T, 4, 4], a transforms.json, or a folder with COLMAP's images.txt and cameras.txt"
 TOLERANCE = 1e-3
@@ -107,7 +107,7 @@ def read_cameras(path: str | Path) -> CameraPath:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read as cameras: {error}") from error
+        raise UserError(f"{path}: cannot be read as cameras: {reason(error)}") from error
 
 
 def write_cameras(path: str | Path, cameras: CameraPath) -> Path:

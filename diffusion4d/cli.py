@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from diffusion4d.config import SamplerOption
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -74,8 +76,8 @@ class Sample:
     """Points to choose and follow."""
     steps: int | None = None
     """Denoiser evaluations a hypothesis; those the model was made for by default."""
-    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
-    """How the steps are taken; the model's own way by default."""
+    sampler: SamplerOption = None
+    """How the steps are taken; the model's own way by default. heun and dpmpp_2s take at most --steps evaluations."""
     seed: int = 0
     """The same seed gives the same hypotheses."""
     fov: float | None = None
@@ -238,7 +240,9 @@ def sample(options: Sample) -> int:
                 progress=progress,
             )
     for name, value in result.assumptions.items():
-        print(f"  {name}: {in_short(value)}")
+        # Said before sampling, when it could still be stopped.
+        if name != "memory":
+            print(f"  {name}: {in_short(value)}")
     for file in files.values():
         print(f"  {file}")
     return 0

@@ -2,9 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
+
+SamplerName = Literal[
+    "ancestral", "angular", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "euler", "heun", "renoised", "unipc"
+]  # fmt: skip
+"""How steps are taken (`sampling.table_for`)."""
+
+if TYPE_CHECKING:
+    SamplerOption = SamplerName | None
+else:
+    # To the command line a string: what it can be is checked where it is used, with an error of one line.
+    SamplerOption = Annotated[
+        str | None, tyro.conf.arg(metavar=f"{{{','.join(get_args(SamplerName))}}}")
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,7 +359,7 @@ class Evaluate:
     """Clips that the further numbers of steps are scored on."""
     sampling_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the sampler's network; bf16 is refused where the processor does not multiply it natively."""
-    sampler: Literal["ancestral", "angular", "ddim", "dpmpp_2m"] | None = None
+    sampler: SamplerOption = None
     """How the steps are taken; the model's own way by default."""
     processes: int = 2
     """Processes that generate worlds."""

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.cameras import project, transform
-from diffusion4d.errors import UserError
+from diffusion4d.errors import UserError, reason
 from diffusion4d.splines import BSpline
 from diffusion4d.splines.basis import basis_functions
 from samplers.kernels import decode
@@ -357,7 +357,7 @@ class Hypotheses:
         except UserError:
             raise
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{path} is not a readable hypotheses file: {error}") from error
+            raise UserError(f"{path} is not a readable hypotheses file: {reason(error)}") from error
         try:
             values = _values_of(arrays, {f.name for f in fields(cls)})
             _check(values)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diffusion4d import cameras, denoiser, sampling, splines
 from diffusion4d.clip import Clip, key_frames
+from diffusion4d.config import SamplerName
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.evidence import Evidence, Tokens, observe_tracks
@@ -33,7 +34,7 @@ from diffusion4d.loops import Loop, LoopName, PrecisionName, choose
 from diffusion4d.memory import Plan, Shapes, plan
 from diffusion4d.models import find_model
 from diffusion4d.observation import Given, Observation, Video, observe
-from diffusion4d.sampling import Guide, SamplerName
+from diffusion4d.sampling import Guide
 from diffusion4d.snap import doubted, misfit, snap
 from diffusion4d.splines import BSpline
 from diffusion4d.stages import Progress, Stages
@@ -77,9 +78,8 @@ class Settings:
             raise UserError(f"need at least 1 hypothesis, got {self.num_hypotheses}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"need at least 1 inference step, got {self.steps}")
-        if self.sampler is not None and self.sampler not in get_args(SamplerName):
-            names = ", ".join(get_args(SamplerName))
-            raise UserError(f"need a sampler out of {names}, got {self.sampler!r}")
+        if self.sampler is not None:
+            sampling.check_sampler(self.sampler)
         if self.seed < 0:
             raise UserError(f"need a seed of at least 0, got {self.seed}")
         if not 0 < self.memory < math.inf:
@@ -224,8 +224,9 @@ class Diffusion4DPipeline(DiffusionPipeline):
         Args:
             video: a path, [T, 3, H, W] or [T, H, W, 3] frames, or a Clip; None for tracks alone.
             num_hypotheses: K, 16 by default; a deterministic model gives 1.
-            num_inference_steps: denoiser evaluations (NFE) a hypothesis; what the model was made for by default.
-            sampler: how the steps are taken: one of `sampling.SamplerName`; the model's own by default.
+            num_inference_steps: denoiser evaluations (NFE) a hypothesis, for "heun" and "dpmpp_2s" at most; what the
+                model was made for by default.
+            sampler: how the steps are taken: one of `config.SamplerName`; the model's own by default.
             seed: hypothesis k has a seed of its own, derived from this one.
             use_tokens: False ignores the images beyond their tracks.
             loop, precision: how the network is run (`loops`); "auto" takes the fastest that keeps the scores.
@@ -286,6 +287,7 @@ class Diffusion4DPipeline(DiffusionPipeline):
         sampler, steps = sampling.usual(self.transformer)
         sampler, steps = settings.sampler or sampler, settings.steps or steps
         table = sampling.table_for(sampler, steps)
+        steps = table.num_steps
         seeds = sampling.seeds_from(settings.seed, K)
         if self.deterministic and (settings.loop, settings.precision) != ("auto", "auto"):
             raise UserError(f"the model {self._source} gives one answer and has no loop to choose")

@@ -77,6 +77,9 @@ def guided(
 ) -> Denoise:
     """Every estimate goes down the weighted energies' gradient, taken through the network.
 
+    But at t = 1, where nothing moves: `sampling.sample` refuses this for a table of one row, and the packaged model
+    takes one unless more are asked for.
+
     Raises:
         ValueError: no energy, or a weight that is negative or not finite.
     """

@@ -9,27 +9,26 @@ Shape letters:  K hypotheses   N points   M control points.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion4d.config import SamplerName
 from diffusion4d.denoiser import LIMIT, SCHEDULE, ClipDenoiser, path_of
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.loops import PLAIN, Loop, precision_of, ready
 from diffusion4d.memory import CHUNK_ROWS
 from diffusion4d.noise import Factors
-from samplers import grids, multistep, tables
-from samplers.guidance import cfg
+from samplers import grids, multistep, singlestep, tables
+from samplers.guidance import Descended, cfg
 from samplers.noise import Noise, SeededNoise
 from samplers.predictions import Prediction, from_prediction
 from samplers.schedules import Schedule
 from samplers.solve import Denoise, solve
-
-SamplerName = Literal["angular", "ancestral", "ddim", "dpmpp_2m", "euler", "renoised"]
 
 RESIDUAL_VARIANCE = 1.0
 """What is diffused is whitened. Without this, 8 ancestral steps of an untrained network keep .79 of the deviation."""
@@ -56,12 +55,25 @@ def usual(network: TrajectoryDiT) -> tuple[SamplerName, int]:
     return ("ancestral", NUM_STEPS) if steps is None else (network.config["trained_sampler"], steps)
 
 
+def check_sampler(name: str) -> None:
+    """
+    Raises:
+        UserError: an unknown sampler.
+    """
+    if name not in get_args(SamplerName):
+        raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")
+
+
 def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) -> tables.Table:
     """The sampler's table on the schedule the network was trained with (`denoiser.path_of`).
+
+    num_steps is the number of rows, each an evaluation. Heun takes two a step but for the last one, 2S the
+    DPM-Solver++ but for the first and the last one: they have as many steps as fit, so for some numbers one row less.
 
     Raises:
         UserError: an unknown sampler, or fewer than one step.
     """
+    check_sampler(name)
     if num_steps < 1:
         raise UserError(f"need at least 1 inference step, got {num_steps}")
     grid = grids.uniform(num_steps)
@@ -74,11 +86,19 @@ def table_for(name: SamplerName, num_steps: int, schedule: Schedule = SCHEDULE) 
             return tables.ddim(schedule, grid)
         case "dpmpp_2m":
             return multistep.dpmpp_2m(schedule, grid)
+        case "dpmpp_2m_sde":
+            return multistep.dpmpp_2m_sde(schedule, grid)
+        case "dpmpp_2s":
+            return singlestep.dpmpp_2s(schedule, grids.uniform(num_steps // 2 + 1))
         case "euler":
             return tables.euler(schedule, grid)
+        case "heun":
+            # On the circle nothing moves where nothing is to be learnt, and its clock is finite at pure noise.
+            return singlestep.heun(schedule, grids.uniform((num_steps + 1) // 2), "circle")
         case "renoised":
             return tables.renoised(schedule, grid)
-    raise UserError(f"need a sampler out of {', '.join(get_args(SamplerName))}, got {name!r}")
+        case "unipc":
+            return multistep.unipc(schedule, grid)
 
 
 def seeds_from(seed: int, num_hypotheses: int) -> list[int]:
@@ -139,7 +159,11 @@ def sample(
             itself, and costs nothing; anything else but 0 takes two evaluations a step.
         finish: done to every chunk as it comes, such as snapping it to the tracks.
         guide: posterior guidance (`posterior.py`): the denoiser of some hypotheses, and their seeds, to another one. A
-            gradient through the network needs the plain loop.
+            gradient through the network needs the plain loop, and a table of two rows or more: at t = 1 it moves
+            nothing, and a model that takes one step asks nowhere else.
+
+    Raises:
+        UserError: guidance by a gradient that no row of the table would let move anything.
     """
     _, N, M, _ = clip.evidence.ctrl.shape
     chunk = max(1, CHUNK_ROWS // N) if chunk is None else chunk
@@ -158,6 +182,11 @@ def sample(
                 progress(before + done, total)
 
         guided = denoise if guide is None else guide(denoise, chosen)
+        if isinstance(guided, Descended) and not guided.moves(table):
+            raise UserError(
+                "guidance by a gradient moves nothing at t = 1, where x_t is noise alone: need at least 2 steps, "
+                f"got {table.num_steps}"
+            )
         residual = solve(table, guided, noise.initial(), noise, report, backend)
         ctrl = clip.decode(residual[None]).squeeze(0)
         parts.append(ctrl if finish is None else finish(ctrl, chosen))

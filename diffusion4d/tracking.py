@@ -22,7 +22,7 @@ from torch import Tensor
 from diffusion4d import lucas_kanade
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.clip import Clip
-from diffusion4d.errors import UserError
+from diffusion4d.errors import UserError, reason
 from diffusion4d.queries import check_queries, query_points
 
 __all__ = ["Tracks", "query_points", "track_lk"]
@@ -134,7 +134,9 @@ class Tracks:
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            raise UserError(f"need a readable .npz of plain arrays, got {path}: {error}") from error
+            raise UserError(
+                f"need a readable .npz of plain arrays, got {path}: {reason(error)}"
+            ) from error
         missing = [key for key in ("tracks", "visibility") if key not in held]
         if missing:
             raise UserError(f"need the keys tracks and visibility in {path}, got {keys}")

@@ -10,8 +10,10 @@ a from everything older than the answers a row may use, the rest by subtraction.
 that the scheduler remembers and a row does not have, and the scheduler is refused: the noise of an earlier step, or
 past answers of an ε-network, which are made of past x as well. Noise is told apart by two draws of known numbers.
 
-diffusers' own x is σ-scaled in some classes; here x_t = α x_0 + σ ε is what the network sees, always. diffusers works
-these numbers out in float32 and so do the converted tables: they agree with its loops to that rounding.
+diffusers' own x is σ-scaled in some classes; here x_t = α x_0 + σ ε is what the network sees, always. Noise levels are
+diffusers' own, which it keeps in float32; all that follows from them is worked out in float64, also in classes that
+round x to float32. In float32 three digits of Heun's a would be left where a step keeps a thousandth of x_t. So tables
+agree with diffusers' loops to the rounding of these.
 """
 
 import copy
@@ -21,8 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from samplers.predictions import Kind, Predict, Prediction, target
 from samplers.tables import Table
@@ -64,8 +67,8 @@ _LINEAR: Final[dict[str, tuple[Any, ...]]] = {
     "invert_sigmas": (False,),
 }
 
-_TOLERANCE: Final = 2e-5
-"""Of the weights left over. Rounding leaves 1e-6, what a row lacks leaves hundredths."""
+_TOLERANCE: Final = 1e-6
+"""Of the weights left over. Rounding leaves 1e-14, what a row lacks leaves hundredths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +147,14 @@ def convert(
         raise ValueError(f"need a scheduler whose step takes eta, got {type(scheduler).__name__}")
     own_scale = alpha if known.exploding else torch.ones_like(alpha)
     noise_scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
+    timesteps = scheduler.timesteps.clone()
+    _in_double(scheduler)
     states = _walk(scheduler, known.probe, alpha, sigma, own_scale, options)
     a, b, d, e = _rows(states, min(lags, len(states) - 2), type(scheduler).__name__)
     return Converted(
         Table(sigma / (alpha + sigma), a, b, d, e),
         kind,
-        scheduler.timesteps.clone(),
+        timesteps,
         alpha,
         sigma,
         own_scale[0].item() * noise_scale,
@@ -212,11 +217,11 @@ def _walk(
     for i, timestep in enumerate(scheduler.timesteps):
         x, answer = states[-1], unit[1 + i]
         prediction = target(probe, answer, (x - alpha[i] * answer) / sigma[i], alpha[i], sigma[i])
-        own = (x / own_scale[i]).float()[None]
+        own = (x / own_scale[i])[None]
         if hasattr(scheduler, "scale_model_input"):
             # Some classes find out here where in the grid they are.
             scheduler.scale_model_input(own, timestep)
-        x_s, e = _step(scheduler, prediction.float()[None], timestep, own, options)
+        x_s, e = _step(scheduler, prediction[None], timestep, own, options)
         if not bool(x_s.isfinite().all()):
             raise ValueError(
                 f"need finite steps, but step {i} of {type(scheduler).__name__} is not finite"
@@ -225,23 +230,46 @@ def _walk(
     return torch.stack(states)
 
 
+def _in_double(scheduler: Any) -> None:
+    """Noise levels and what comes with them at float64, with the values that they had."""
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor) and value.dtype == torch.float32 and name != "timesteps":
+            setattr(scheduler, name, value.double())
+
+
+class _InDouble(TorchFunctionMode):
+    """Whoever asks torch for float32 gets float64: some classes round x, or draw their noise, in float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        named = {
+            key: torch.float64 if value is torch.float32 else value
+            for key, value in (kwargs or {}).items()
+        }
+        return func(*args, **named)
+
+
 def _step(
     scheduler: Any,
-    prediction: Float32[Tensor, "1 weights"],
+    prediction: Float64[Tensor, "1 weights"],
     timestep: Tensor,
-    own: Float32[Tensor, "1 weights"],
+    own: Float64[Tensor, "1 weights"],
     options: dict[str, Any],
 ) -> tuple[Float64[Tensor, "weights"], float]:
     """The scheduler's step without its noise, and how much of it there was."""
     if "generator" not in inspect.signature(scheduler.step).parameters:
-        return scheduler.step(prediction, timestep, own, **options).prev_sample[0].double(), 0.0
+        with _InDouble():
+            return scheduler.step(prediction, timestep, own, **options).prev_sample[0], 0.0
     draws, steps = [], []
     # The first draw is made by a copy, because a step changes its scheduler.
     for seed, walker in ((1, copy.deepcopy(scheduler)), (2, scheduler)):
         generator = torch.Generator().manual_seed(seed)
-        draws.append(torch.randn(own.shape, generator=generator.clone_state())[0].double())
-        out = walker.step(prediction, timestep, own, generator=generator, **options)
-        steps.append(out.prev_sample[0].double())
+        draws.append(torch.randn(own.shape, generator=generator.clone_state(), dtype=own.dtype)[0])
+        with _InDouble():
+            out = walker.step(prediction, timestep, own, generator=generator, **options)
+        steps.append(out.prev_sample[0])
     difference = draws[1] - draws[0]
     e = ((steps[1] - steps[0]) @ difference / (difference @ difference)).item()
     return steps[1] - e * draws[1], e

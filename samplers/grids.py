@@ -10,6 +10,7 @@ place t_0 … t_{S−1} inside a finite range, set t_0 to 1 exactly, and append 
 """
 
 import math
+import numbers
 
 import torch
 from jaxtyping import Float64
@@ -32,12 +33,14 @@ def check_grid(grid: Float64[Tensor, "times"]) -> None:
 
 
 def _check_num_steps(num_steps: int) -> None:
+    if not isinstance(num_steps, numbers.Integral):
+        raise ValueError(f"need a whole num_steps, got num_steps={num_steps!r}")
     if num_steps < 1:
         raise ValueError(f"need num_steps >= 1, got num_steps={num_steps}")
 
 
 def uniform(num_steps: int) -> Float64[Tensor, "{num_steps}+1"]:
-    """Equal steps in t. Raises ValueError for num_steps < 1."""
+    """Equal steps in t. Raises ValueError for num_steps < 1, or one that is no integer."""
     _check_num_steps(num_steps)
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
 

@@ -18,6 +18,7 @@ was given.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from samplers.predictions import Prediction
 from samplers.schedules import Schedule
 from samplers.solve import Denoise
+from samplers.tables import Table
 
 Correct = Callable[[Tensor], Tensor]
 """x̂_0 `[K, ...]` → a better x̂_0 `[K, ...]`."""
@@ -55,7 +57,8 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
             return dataclasses.replace(cond, networks=networks, gains=(scale, 1 - scale))
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        x_0_uncond = uncond(x_t, t)
+        # A copy, since both may be one network that writes into the same memory.
+        x_0_uncond = uncond(x_t, t).clone()
         return x_0_uncond + scale * (cond(x_t, t) - x_0_uncond)
 
     return guided
@@ -65,7 +68,8 @@ def corrected(denoise: Denoise, correct: Correct) -> Denoise:
     """Correct every estimate of x_0 before the step uses it.
 
     The last step returns the estimate itself, so a sample meets whatever `correct` enforces.
-    `correct` runs without gradients inside `solve`; one that needs them opens `torch.enable_grad`.
+    Gradients flow through `correct` as through the denoiser. One that takes a gradient of its own opens
+    `torch.enable_grad`, since sampling usually runs under `torch.no_grad`.
     """
 
     def denoise_and_correct(x_t: Tensor, t: Tensor) -> Tensor:
@@ -88,26 +92,40 @@ def weighted(energies: Sequence[tuple[float, Energy]]) -> Energy:
     return total
 
 
+@dataclass(frozen=True)
+class Descended:
+    """A denoiser whose estimates are moved; see `descended`, which makes it."""
+
+    denoise: Denoise
+    energy: Energy
+    schedule: Schedule
+    covariance: Correct | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 − (σ² / α) Σ ∇E; x̂_0 itself where α = 0."""
+        alpha, sigma = (f(t.double()).item() for f in (self.schedule.alpha, self.schedule.sigma))
+        if alpha == 0:
+            return self.denoise(x_t, t)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            x_0 = self.denoise(x, t)
+            (slope,) = torch.autograd.grad(self.energy(x_0).sum(), x)
+        if self.covariance is not None:
+            slope = self.covariance(slope)
+        return x_0.detach() - sigma**2 / alpha * slope
+
+    def moves(self, table: Table) -> bool:
+        """Whether any row of this table asks at a time at which estimates are moved."""
+        return bool((self.schedule.alpha(table.times[:-1]) != 0).any())
+
+
 def descended(
     denoise: Denoise, energy: Energy, schedule: Schedule, covariance: Correct | None = None
-) -> Denoise:
+) -> Descended:
     """Move every estimate of x_0 down the gradient of an energy, taken through the denoiser.
 
     covariance: multiplies by that of the noise, Σ; None for white noise. At t = 1 nothing is moved: where α = 0, x_t
-    says nothing of x_0. A step costs one evaluation and its gradient in x_t, which is as many multiply-adds again:
-    count two.
+    says nothing of x_0. So a table of ONE row from t = 1 makes this do nothing at all (`moves` tells): take two rows or
+    more. A step costs one evaluation and its gradient in x_t, which is as many multiply-adds again: count two.
     """
-
-    def denoise_and_descend(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = schedule.alpha(t.double()).item(), schedule.sigma(t.double()).item()
-        if alpha == 0:
-            return denoise(x_t, t)
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
-            x_0 = denoise(x, t)
-            (slope,) = torch.autograd.grad(energy(x_0).sum(), x)
-        if covariance is not None:
-            slope = covariance(slope)
-        return x_0.detach() - sigma**2 / alpha * slope
-
-    return denoise_and_descend
+    return Descended(denoise, energy, schedule, covariance)

@@ -8,6 +8,7 @@ Shape letters: K items (hypotheses).
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
@@ -40,7 +41,7 @@ class SeededNoise:
 
     seeds: non-negative integers. shape: of one item. Numbers are drawn in float64 on the CPU and
     then cast to dtype and device, so a float32 or CUDA run sees the same noise as a float64 one, to
-    rounding. Raises ValueError for no seeds or a negative one.
+    rounding. Raises ValueError for no seeds, or one that is negative or no integer.
     """
 
     seeds: Sequence[int]
@@ -51,6 +52,11 @@ class SeededNoise:
     def __post_init__(self) -> None:
         if len(self.seeds) == 0:
             raise ValueError("need at least one seed, got none")
+        for seed in self.seeds:
+            try:
+                operator.index(seed)
+            except TypeError:
+                raise ValueError(f"need integer seeds, got {list(self.seeds)}") from None
         if min(self.seeds) < 0:
             raise ValueError(f"need non-negative seeds, got {list(self.seeds)}")
 

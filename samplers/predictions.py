@@ -135,7 +135,7 @@ class Prediction:
         alpha, sigma = (
             scale(t_64).to(x_t.dtype) for scale in (self.schedule.alpha, self.schedule.sigma)
         )
-        first, *others = (network(x_t, t) for network in self.networks)
+        first, *others = self._answers(x_t, t)
         mixed = first if not others else self.gains[0] * first + self.gains[1] * others[0]
         x_0 = to_x_0(self.kind, mixed, x_t, alpha, sigma)
         return x_0 if self.limit is None else x_0.clamp(-self.limit, self.limit)
@@ -144,9 +144,17 @@ class Prediction:
         """What the networks say at t, and how x̂_0 is made of it; `time` is t in double precision."""
         at = torch.tensor(time, dtype=torch.float64)
         p, q = weights(self.kind, self.schedule.alpha(at), self.schedule.sigma(at))
-        predictions = tuple(network(x_t, t) for network in self.networks)
+        predictions = self._answers(x_t, t)
         gains = tuple(q.item() * gain for gain in self.gains)
         return Parts(predictions, p.item(), gains, self.limit)
+
+    def _answers(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        first = self.networks[0](x_t, t)
+        if len(self.networks) == 1:
+            return (first,)
+        # A copy, since both may be one network that writes into the same memory.
+        first = first.clone()
+        return (first, self.networks[1](x_t, t))
 
 
 def from_prediction(

@@ -1,8 +1,9 @@
 r"""Tables that evaluate twice a step: two rows, the second of which sees the answer of the first.
 
 A step t → s first goes to a middle point x_m, asks there, and starts again from x_t. As x_m = a x_t + b x̂_0, x_t is
-(x_m − b x̂_0) / a, so the second row needs x_m and the two answers only. That loses no digits: the flow's own share of
-x_t is carried by both rows alike, and on straight paths Heun's second row is x_m plus a multiple of x̂_m − x̂_0.
+(x_m − b x̂_0) / a, so the second row needs x_m and the two answers only. That loses no more digits than the method
+does: the flow's own share of x_t is carried by both rows alike, and on straight paths Heun's second row is x_m plus a
+multiple of x̂_m − x̂_0. Where a step keeps a thousandth of σ that multiple is 500, in Heun's own formula as well.
 
 A step that ends at the data (for dpmpp_2s also one that starts at pure noise) is one row of first order.
 """

@@ -45,7 +45,7 @@ class Table:
         A method that asks twice at one time has that time twice.
     a, b, e: `[S]`, the weights of x_t, x̂_0 and fresh noise.
     d: `[S, lags]`, the weights of earlier answers, the latest first. Row i has only i of them: d[i, i:] is 0.
-    Raises ValueError for bad times, or coefficients of another shape, not finite, or of answers not yet given.
+    Raises ValueError for bad times, or coefficients of another shape or dtype, not finite, or of answers not yet given.
     """
 
     times: Float64[Tensor, "times"]
@@ -66,11 +66,14 @@ class Table:
             raise ValueError(f"need times within [0, 1] that never rise, got {times.tolist()}")
         for name in ("a", "b", "d", "e"):
             column = getattr(self, name)
-            if len(column) != self.num_steps:
+            if column.dim() != (2 if name == "d" else 1) or len(column) != self.num_steps:
+                need = "[S, lags]" if name == "d" else "[S]"
                 raise ValueError(
-                    f"need one coefficient a step, got {name} of length {len(column)} "
-                    f"for {self.num_steps} steps"
+                    f"need one coefficient a step, {name} {need} with S={self.num_steps}, "
+                    f"got {name} of shape {tuple(column.shape)}"
                 )
+            if column.dtype != torch.float64:
+                raise ValueError(f"need float64 coefficients, got {name} of {column.dtype}")
             if not bool(column.isfinite().all()):
                 raise ValueError(f"need finite coefficients, got {name}={column.tolist()}")
         if bool((self.d.triu() != 0).any()):

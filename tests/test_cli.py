@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from jaxtyping import config
 from models import flowing_tracks, small_pipeline, textured_frames
 from videos import write_video
 
 from diffusion4d import Hypotheses, cli
+from diffusion4d.config import SamplerName
 from diffusion4d.export import FILES
 
 
@@ -54,6 +57,8 @@ def test_the_main_job(stock, tmp_path, capfd):
     said = capfd.readouterr()
     assert said.err == ""
     assert "intrinsics: assumed" in said.out
+    assert said.out.count("memory: ") == 1
+    assert "MiB for sampling" in summary["assumed"]["memory"]
     assert "fov_degrees: 55.0" in said.out
     assert str(out / "hypotheses.glb") in said.out
 
@@ -189,6 +194,14 @@ def bad_input(case: str, stock: dict[str, Path], folder: Path) -> list[str | Pat
             return ["--tracks", stock["good.npz"], "--cameras", folder / "cameras.npz"]
         case "no cameras":
             return ["--tracks", stock["good.npz"], "--cameras", folder / "none.json"]
+        case "sampler":
+            return [stock["good.mp4"], "--sampler", "pndm"]
+        case "junk tracks":
+            (folder / "tracks.npz").write_bytes(b"no archive at all" * 99)
+            return ["--tracks", folder / "tracks.npz"]
+        case "junk cameras":
+            (folder / "cameras.npz").write_bytes(b"no archive at all" * 99)
+            return ["--tracks", stock["good.npz"], "--cameras", folder / "cameras.npz"]
         case "fov":
             return [stock["good.mp4"], "--fov", "200"]
     raise AssertionError(case)
@@ -217,6 +230,9 @@ BAD_INPUT = {
     "cameras": ("a camera for each of the 8 frames", "got 5"),
     "camera lens": ("finite intrinsics", "inf", "cameras.npz"),
     "no cameras": ("no cameras at", "none.json"),
+    "sampler": ("need a sampler out of ancestral, angular, ddim", "heun", "got 'pndm'"),
+    "junk tracks": ("tracks.npz", "no npz file of plain arrays"),
+    "junk cameras": ("cameras.npz", "no npz file of plain arrays"),
     "fov": ("between 0 and 180 degrees", "200"),
 }
 
@@ -229,12 +245,19 @@ def test_bad_input(stock, tmp_path, capfd, case):
     # The last of two equal options counts, so those of the case come last.
     arguments += map(str, bad_input(case, stock, folder))
     capfd.readouterr()
-    assert cli.run(arguments) == 2
+    # Without the type checks of the test run, as for a user.
+    config.update("jaxtyping_disable", case == "sampler")
+    try:
+        assert cli.run(arguments) == 2
+    finally:
+        config.update("jaxtyping_disable", False)
     said = capfd.readouterr().err
     for part in BAD_INPUT[case]:
         assert part in said
     assert len(said.strip().splitlines()) <= 3
     assert "Traceback" not in said
+    assert "pickle" not in said
+    assert case != "sampler" or len(said.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
 
 
@@ -305,7 +328,10 @@ def test_help_of_each_command(command, capfd):
     with pytest.raises(SystemExit) as error:
         cli.run([command, "--help"])
     assert error.value.code == 0
-    assert f"diffusion4d {command}" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert f"diffusion4d {command}" in said
+    if command in ("sample", "evaluate"):
+        assert "{" + ",".join(get_args(SamplerName)) + "}" in "".join(said.replace("│", "").split())
 
 
 def test_help_imports_nothing_heavy():

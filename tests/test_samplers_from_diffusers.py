@@ -130,14 +130,14 @@ def diffusers_loop(scheduler, network: Network, **options) -> Tensor:
     return x
 
 
-def assert_agreement(scheduler, converted: Converted, **options) -> None:
+def assert_agreement(scheduler, converted: Converted, *, atol: float = 1e-5, **options) -> None:
     network = Network(converted)
     expected = diffusers_loop(scheduler, network, **options)
     if "Euler" in type(scheduler).__name__ and converted.sigma[-1] > 0:
         expected = expected * converted.alpha[-1]
     x_1 = Drawn().initial() * converted.initial_scale
     answer = solve(converted.table, converted.denoiser(network), x_1, Drawn())
-    torch.testing.assert_close(answer, expected.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(answer, expected.float(), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
@@ -160,6 +160,44 @@ def test_flow_matching(name: str, settings: dict) -> None:
     assert converted.kind == "flow_prediction"
     scheduler.set_timesteps(STEPS)
     assert_agreement(scheduler, converted)
+
+
+@pytest.mark.parametrize(("name", "settings"), [*CASES, *FLOWS], ids=str)
+def test_few_steps(name: str, settings: dict) -> None:
+    flow = (name, settings) in FLOWS
+    options = settings if flow else {**BETAS, **settings, "prediction_type": "v_prediction"}
+    for steps in (2, 3, 4, 5):
+        scheduler = getattr(diffusers, f"{name}Scheduler")(**options)
+        converted = convert(scheduler, steps)
+        scheduler.set_timesteps(steps)
+        # Heun weighs two answers by up to ±500 here, so either float32 loop is off by as many roundings.
+        assert_agreement(scheduler, converted, atol=5e-5 if "Heun" in name else 1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("name", "settings", "path"),
+    [
+        *(("Heun", c, "exploding") for c in crossed(SPACINGS, GRIDS)),
+        *(("FlowMatchHeun", c, "straight") for c in ({}, {"shift": 3.0})),
+    ],
+    ids=str,
+)
+def test_heun_keeps_its_digits_where_a_step_leaves_a_thousandth_of_x(
+    name: str, settings: dict, path: Path, steps: int
+) -> None:
+    """Its second row is x_m plus a multiple of the difference of two answers, in x / (α + σ) or x / α."""
+    converted = convert(getattr(diffusers, f"{name}DiscreteScheduler")(**settings), steps)
+    table, alpha, sigma = converted.table, converted.alpha, converted.sigma
+    scale, clock = (alpha, sigma / alpha) if path == "exploding" else (alpha + sigma, sigma)
+    rows = range(1, table.num_steps, 2)
+    assert len(rows) == steps - 1
+    for i in rows:
+        t, s = clock[i - 1], clock[i]
+        expected = scale[i] * (t - s) / 2 / s
+        assert abs(table.a[i] - 1) < 1e-9
+        torch.testing.assert_close(table.b[i], expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(table.d[i, 0], -expected, rtol=1e-9, atol=0)
 
 
 def test_arguments_of_the_step_and_of_the_grid() -> None:

@@ -1,7 +1,11 @@
 """The loop, its noise, and guidance: reproducible, counted, and equal to the algebra."""
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +15,12 @@ from torch import Tensor
 
 from samplers.grids import uniform
 from samplers.guidance import cfg, corrected, descended, weighted
-from samplers.multistep import dpmpp_2m
+from samplers.kernels.update import Backend
+from samplers.multistep import dpmpp_2m, unipc
 from samplers.noise import SeededNoise
 from samplers.predictions import Kind, from_prediction, target, to_x_0
 from samplers.schedules import CosineSchedule, RectifiedSchedule, Schedule
-from samplers.solve import solve
+from samplers.solve import Denoise, solve
 from samplers.tables import Table, ancestral, ddim
 
 F64 = torch.float64
@@ -23,6 +28,16 @@ F64 = torch.float64
 PROPERTY = settings(max_examples=30, deadline=None)
 KINDS: list[Kind] = ["sample", "epsilon", "v_prediction", "flow_prediction"]
 seeds = st.integers(0, 2**63 - 1)
+
+
+@contextlib.contextmanager
+def untyped() -> Iterator[None]:
+    """Without the type checks of the test run, as for a user."""
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 class Counted:
@@ -91,12 +106,20 @@ def test_noise_does_not_depend_on_the_order_of_calls_or_on_precision() -> None:
     [
         (lambda: SeededNoise([], (2,)), "at least one seed"),
         (lambda: SeededNoise([3, -1], (2,)), r"got \[3, -1\]"),
+        (lambda: SeededNoise([1.5], (2,)), r"need integer seeds, got \[1.5\]"),
         (lambda: SeededNoise([3], (2,)).at(-1), "step=-1"),
     ],
 )
 def test_bad_seeds_are_refused(make, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with untyped(), pytest.raises(ValueError, match=message):
         make()
+
+
+def test_any_integers_are_seeds() -> None:
+    expected = SeededNoise([3, 7], (2,)).initial()
+    for seeds in (np.array([3, 7]), torch.tensor([3, 7])):
+        with untyped():
+            assert torch.equal(SeededNoise(seeds, (2,)).initial(), expected)  # type: ignore[arg-type]
 
 
 def test_the_loop_is_its_formula() -> None:
@@ -165,6 +188,80 @@ def test_the_loop_refuses() -> None:
         solve(ancestral(schedule, uniform(3)), Counted(1.0), x_1)
     with pytest.raises(ValueError, match=r"\(2, 3\), got \(3,\)"):
         solve(ddim(schedule, uniform(3)), lambda x_t, t: x_t[0], x_1)
+    for answer, message in (
+        (None, "must return a tensor, got NoneType"),
+        (0.5, "must return a tensor, got float"),
+        (torch.zeros(2, 3, dtype=torch.int64), "floating-point tensor, got torch.int64"),
+    ):
+        with untyped(), pytest.raises(ValueError, match=message):
+            solve(ddim(schedule, uniform(3)), lambda x_t, t, a=answer: a, x_1)  # type: ignore[arg-type]
+    with untyped(), pytest.raises(ValueError, match=r"floating-point x_1, got torch\.int64"):
+        solve(ddim(schedule, uniform(3)), Counted(1.0), x_1.long())
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize(
+    "noise", [SeededNoise([1], (2,)), SeededNoise(range(5), (1,)), SeededNoise([1, 2], (5, 2))]
+)
+def test_items_never_share_a_draw(noise: SeededNoise, backend: Backend) -> None:
+    table = ancestral(CosineSchedule(), uniform(4))
+    got = re.escape(str((len(noise.seeds), *noise.shape)))
+    with pytest.raises(ValueError, match=rf"need noise of the shape \(5, 2\), got {got}"):
+        solve(table, Counted(1.0), torch.randn(5, 2), noise, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [(torch.float16, "reference"), (torch.float32, "reference"), (torch.float32, "blocked")],
+)
+def test_wider_answers_leave_the_dtype_of_the_sample(dtype: torch.dtype, backend: Backend) -> None:
+    x_1 = SeededNoise([1, 2], (3,), dtype=dtype).initial()
+    table = dpmpp_2m(CosineSchedule(), uniform(3))
+    answer = solve(table, lambda x, t: torch.tanh(x.double()), x_1, backend=backend)
+    assert answer.dtype == dtype
+    exact = solve(table, lambda x, t: torch.tanh(x), x_1.double())
+    torch.testing.assert_close(answer.double(), exact, rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("sampler", [dpmpp_2m, unipc])
+def test_a_denoiser_may_reuse_its_memory(sampler, backend: Backend) -> None:
+    """As one compiled into a CUDA graph does: the answer before is gone once it is asked again."""
+    table = sampler(CosineSchedule(), uniform(6))
+    x_1 = SeededNoise([1, 2], (3,), dtype=F64).initial()
+    memory = torch.empty_like(x_1)
+
+    def reusing(gain: float) -> Denoise:
+        return lambda x, t: memory.copy_(torch.tanh(gain * x) + t)
+
+    expected = solve(table, Counted(0.8), x_1)
+    assert torch.equal(
+        solve(table, reusing(0.8), x_1, backend=backend),
+        solve(table, Counted(0.8), x_1, backend=backend),
+    )
+    torch.testing.assert_close(solve(table, reusing(0.8), x_1, backend=backend), expected)
+    # The two sides of guidance may be one network.
+    guided, expected = cfg(reusing(0.8), reusing(0.3), 2.0), cfg(Counted(0.8), Counted(0.3), 2.0)
+    torch.testing.assert_close(solve(table, guided, x_1), solve(table, expected, x_1))
+    of = from_prediction(CosineSchedule(), "v_prediction")
+    guided, expected = (
+        cfg(of(a), of(b), 2.0)
+        for a, b in ((reusing(0.8), reusing(0.3)), (Counted(0.8), Counted(0.3)))
+    )
+    torch.testing.assert_close(guided(x_1, table.times[1]), expected(x_1, table.times[1]))
+    torch.testing.assert_close(
+        solve(table, guided, x_1, backend=backend), solve(table, expected, x_1, backend=backend)
+    )
+
+
+def test_corrections_have_gradients() -> None:
+    gain = torch.ones((), dtype=F64, requires_grad=True)
+    x_1 = torch.ones(2, 3, dtype=F64)
+    answer = solve(
+        ddim(CosineSchedule(), uniform(1)), corrected(lambda x, t: x, lambda x: gain * x), x_1
+    )
+    answer.sum().backward()
+    torch.testing.assert_close(gain.grad, torch.tensor(6.0, dtype=F64))
 
 
 @PROPERTY
@@ -316,14 +413,10 @@ def test_predictions_refuse() -> None:
     with pytest.raises(ValueError, match="alpha > 0"):
         denoise(torch.ones(2, 3, dtype=F64), one)
     x = torch.ones(2, dtype=F64)
-    # Without the type checks of the test run, as for a user.
-    config.update("jaxtyping_disable", True)
-    try:
+    with untyped():
         with pytest.raises(ValueError, match="v_prediction, flow_prediction, got 'v'"):
             from_prediction(schedule, "v")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="got 'v'"):
             to_x_0("v", x, x, one, one)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="got 'v'"):
             target("v", x, x, one, one)  # type: ignore[arg-type]
-    finally:
-        config.update("jaxtyping_disable", False)

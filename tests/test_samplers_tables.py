@@ -408,8 +408,21 @@ def test_two_evaluations_at_one_time_are_two_rows() -> None:
 def test_a_table_checks_its_columns() -> None:
     zero, one = torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64)
     none = torch.zeros(2, 0, dtype=F64)
-    with pytest.raises(ValueError, match="a of length 1 for 2 steps"):
+    with pytest.raises(ValueError, match=r"a \[S\] with S=2, got a of shape \(1,\)"):
         Table(uniform(2), one[:1], one[:1], none[:1], one[:1])
+    # Without the type checks of the test run, as for a user.
+    config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=r"got a of shape \(2, 3\)"):
+            Table(uniform(2), torch.zeros(2, 3, dtype=F64), one, none, zero)
+        with pytest.raises(ValueError, match=r"d \[S, lags\] with S=2, got d of shape \(2,\)"):
+            Table(uniform(2), zero, one, zero, zero)
+        with pytest.raises(ValueError, match=r"float64 coefficients, got b of torch\.float32"):
+            Table(uniform(2), zero, one.float(), none, zero)
+        with pytest.raises(ValueError, match=r"whole num_steps, got num_steps=2\.5"):
+            uniform(2.5)  # type: ignore[arg-type]
+    finally:
+        config.update("jaxtyping_disable", False)
     with pytest.raises(ValueError, match="finite coefficients, got e"):
         Table(uniform(2), zero, one, none, one / 0)
     with pytest.raises(ValueError, match=r"d\[i, i:\] = 0"):

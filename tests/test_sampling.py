@@ -1,14 +1,20 @@
 """Sampling: seeds, chunks, errors."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
+from jaxtyping import config
 from observed import M, some_evidence, some_network
 
-from diffusion4d import denoiser, sampling
+from diffusion4d import denoiser, posterior, sampling
+from diffusion4d.config import SamplerName
 from diffusion4d.errors import UserError
 from diffusion4d.noise import PointNoise
+from samplers.guidance import corrected
+from samplers.noise import SeededNoise
+from samplers.solve import solve
 
 N = 4
 
@@ -46,6 +52,49 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     torch.testing.assert_close(sampling.sample(clip, seeds, table), together, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "rows"), [("heun", (1, 1, 3, 3, 5)), ("dpmpp_2s", (1, 2, 2, 4, 4))]
+)
+def test_evaluations_are_at_most_those_asked_for(sampler, rows):
+    tables = [sampling.table_for(sampler, steps) for steps in range(1, 6)]
+    assert tuple(table.num_steps for table in tables) == rows
+    assert all(table.times[0] == 1 and table.times[-1] == 0 for table in tables)
+
+
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+def test_more_steps_come_to_the_same_flow(sampler):
+    """An untrained network says v = 0 in x̂_0's place α x_t: the flow of standard normal data, which stands still."""
+    table = sampling.table_for(sampler, 400)
+    x_1 = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = SeededNoise(range(1), (20_000,), dtype=torch.float64)
+    x_0 = solve(table, lambda x, t: denoiser.SCHEDULE.alpha(t) * x, x_1[None], noise)[0]
+    assert abs(x_0.std() - 1) < 0.02
+    if not table.is_stochastic:
+        torch.testing.assert_close(x_0, x_1, rtol=0.02, atol=0.02)
+
+
+def test_a_gradient_in_one_step_is_refused():
+    """At t = 1 it moves nothing, and the packaged model asks nowhere else."""
+    clip = some_clip()
+
+    def guide(denoise, seeds):
+        return posterior.guided(clip, denoise, [(0.1, lambda ctrl: ctrl.square().sum((1, 2, 3)))])
+
+    with pytest.raises(UserError, match="need at least 2 steps, got 1"):
+        sampling.sample(clip, [1], sampling.table_for("angular", 1), guide=guide)
+    free = sampling.sample(clip, [1], sampling.table_for("angular", 2))
+    held = sampling.sample(clip, [1], sampling.table_for("angular", 2), guide=guide)
+    assert (held - free).abs().max() > 1e-4
+    # The snap needs no gradient, and does something in one step as well.
+    halved = sampling.sample(
+        clip,
+        [1],
+        sampling.table_for("angular", 1),
+        guide=lambda d, _: corrected(d, lambda x: x / 2),
+    )
+    assert halved.isfinite().all()
+
+
 def test_the_one_answer_is_the_decoded_mean():
     network = some_network(output="mean")
     clip = denoiser.prepare(network, some_evidence(N=N))
@@ -70,6 +119,12 @@ def test_what_cannot_be_sampled_is_refused():
         sampling.seeds_from(-1, 4)
     with pytest.raises(UserError, match="at least 1 inference step, got 0"):
         sampling.table_for("ddim", 0)
+    config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(UserError, match=r"out of ancestral, .*, unipc, got 'pndm'"):
+            sampling.table_for("pndm", 4)
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def test_what_a_network_was_trained_for_is_what_is_usual():

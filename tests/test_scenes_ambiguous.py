@@ -146,7 +146,9 @@ def test_the_share_of_ambiguous_worlds_is_a_choice() -> None:
         share: [compose(seed, num_frames=2, ambiguous_share=share).family for seed in range(40)]
         for share in (0.0, 0.5, 1.0)
     }
-    two = {share: [f in ("reversal", "fork") for f in families] for share, families in drawn.items()}
+    two = {
+        share: [f in ("reversal", "fork") for f in families] for share, families in drawn.items()
+    }
     assert not any(two[0.0]) and all(two[1.0]) and 0 < sum(two[0.5]) < 40
     # Whoever has one answer at a larger share is who has it at a smaller one.
     assert all(

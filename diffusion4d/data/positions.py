@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion4d.data.skeleton import Take, spanning_parents, z_up
+from diffusion4d.errors import reason
 
 Array = np.ndarray
 
@@ -25,7 +26,9 @@ def read(path: Path) -> Take:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {key: archive[key] for key in archive.files}
     except (BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path.name}: need a NumPy archive (.npz), got {error}") from error
+        raise ValueError(
+            f"{path.name}: need a NumPy archive (.npz), got {reason(error)}"
+        ) from error
     for key in ("positions", "fps"):
         if key not in stored:
             raise ValueError(f"{path.name}: need a key {key!r}, got {sorted(stored)}")

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from diffusion4d import cameras
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.errors import UserError
+from diffusion4d.errors import UserError, reason
 from diffusion4d.scenes.corruption import observe_through_tracker
 
 MOVED = 0.01
@@ -120,7 +120,7 @@ def read_clip(
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is no npz file that can be read without unpickling: {error}"
+            f"{path} is no npz file that can be read without unpickling: {reason(error)}"
         ) from error
     for name, ndim in (("tracks_XYZ", 3), ("visibility", 2), ("fx_fy_cx_cy", 1)):
         if name not in arrays or arrays[name].ndim != ndim:

@@ -26,7 +26,7 @@ from torch import Tensor
 from diffusion4d import baselines, denoiser, sampling
 from diffusion4d.baselines import Dressing
 from diffusion4d.clip import key_frames
-from diffusion4d.config import Evaluate
+from diffusion4d.config import Evaluate, SamplerName
 from diffusion4d.denoiser import Anchor, ClipDenoiser
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.cases import Case
@@ -37,7 +37,6 @@ from diffusion4d.loops import choose
 from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import Factors
 from diffusion4d.pipeline import NUM_KEY_FRAMES, Diffusion4DPipeline
-from diffusion4d.sampling import SamplerName
 from priors.dinov3 import Encoder, load_encoder
 from priors.tokens import TokenGrid
 
@@ -134,6 +133,8 @@ class Models:
             UserError: one of them does not exist, or is not what it is given as.
         """
         tokens = config.tokens == "auto"
+        if config.sampler is not None:
+            sampling.check_sampler(config.sampler)
         sampler = Model.load(config.model, with_tokens=tokens)
         named = {"l2 twin": config.twin, "l1 twin": config.l1_twin}
         twins = {n: Model.load(x, with_tokens=tokens) for n, x in named.items() if x is not None}

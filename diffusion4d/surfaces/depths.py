@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from diffusion4d.errors import UserError
+from diffusion4d.errors import UserError, reason
 
 NAME = "depth"
 
@@ -28,7 +28,9 @@ def read_depths(path: Path, num_frames: int) -> Float32[np.ndarray, "T H W"]:
                 raise UserError(f"need an npz with the array {NAME!r}, got {path}")
             found = held[NAME]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"need an npz with the array {NAME!r}, got {path}: {error}") from error
+        raise UserError(
+            f"need an npz with the array {NAME!r}, got {path}: {reason(error)}"
+        ) from error
     if found.ndim != 3 or not np.issubdtype(found.dtype, np.number) or len(found) != num_frames:
         raise UserError(
             f"need {NAME} of shape [{num_frames}, H, W], a map for every frame of the hypotheses, "

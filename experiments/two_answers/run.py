@@ -31,9 +31,8 @@ from torch import Tensor
 
 from diffusion4d import cameras, denoiser, sampling, splines
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.config import Dropout
+from diffusion4d.config import Dropout, SamplerName
 from diffusion4d.pipeline import Diffusion4DPipeline
-from diffusion4d.sampling import SamplerName
 from diffusion4d.scenes.ambiguous import FAMILIES, ambiguous
 from diffusion4d.scenes.batches import Example, draw
 from diffusion4d.scenes.pool import HELD_OUT, Worlds, stacked
