@@ -145,7 +145,8 @@ def test_pools_of_other_shares_of_two_answers_are_other_pools(tmp_path):
     spec = dataclasses.replace(SPEC, worlds=1, ambiguous=0.5)
     usual = pool.draw_pool(tmp_path, dataclasses.replace(SPEC, worlds=1))
     (other,) = pool.draw_pool(tmp_path, spec)
-    assert other not in usual and "ambiguous0.5" in other.name
+    assert other not in usual
+    assert "ambiguous0.5" in other.name
 
 
 def test_a_pool_says_what_it_lacks(tmp_path):
