@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -120,8 +121,10 @@ def pair(path: Path, points: int) -> Pair:
     coarse = mesh.rest[first]
     area = trimesh.Trimesh(coarse, faces, process=False).area
     spacing = float(np.sqrt(area / points))
-    fine, fine_faces, source = trimesh.remesh.subdivide_to_size(
-        coarse, faces, spacing, return_index=True
+    # Three, since the index is asked for.
+    fine, fine_faces, source = cast(
+        "tuple[np.ndarray, np.ndarray, np.ndarray]",
+        trimesh.remesh.subdivide_to_size(coarse, faces, spacing, return_index=True),
     )
     owner = np.zeros(len(fine), np.int64)
     owner[np.asarray(fine_faces).ravel()] = np.repeat(source, 3)

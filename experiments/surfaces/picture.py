@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from cases import FIRST, Settings, case, surfaces
 from jaxtyping import Float
-from run import FIRST, Settings, case, surfaces
 
 from diffusion4d.animate import first_frame
 from diffusion4d.data.pack import Pack
@@ -96,7 +96,7 @@ def main(settings: Drawn) -> None:
     for i, clip in enumerate(settings.clips[:count]):
         folder, video = clip.split(":")
         sampled = Hypotheses.load(folder)
-        mesh = anchor_surface(sampled, first_frame(Path(video), sampled))
+        mesh = anchor_surface(sampled, first_frame(Path(video), sampled, 0.0))
         for j, angle in enumerate(ANGLES):
             axes = figure.add_subplot(grid[2 + j, i])
             axes.imshow(view(mesh, sampled, angle))
