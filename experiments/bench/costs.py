@@ -180,7 +180,7 @@ def memory_of_many(
         command += ["--model", model, "--hypotheses", str(hypotheses), "--points", str(points)]
         told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(told.splitlines()[-1])
-    share = found["grown"] / found["planned"]
+    share = found["sampled"] / found["planned"]
     metric = Metric(
         "memory_of_planned", share, "of what was printed", "lower", 0.25, 1.0, everywhere=True
     )

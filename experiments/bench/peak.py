@@ -6,8 +6,8 @@ It takes the steps of `pipe(video, num_hypotheses=K)` with an ear on the line th
 there, so tracking and encoding, which that line does not speak of, are told apart. Prints one line of JSON:
 
     planned, chunk      what was printed: bytes, and hypotheses at a time
-    grown               bytes added at most from then on: sampling, doubts about the tracks, snapping, hypotheses
-    whole               the same from the loaded model on: reading, tracking and encoding too, whichever is the highest
+    sampled             bytes added at most from then until all are sampled: network, doubts about the tracks, snapping
+    grown               bytes added at most from then to the end: placing them in the world, too
 
 Shape letters:  K hypotheses.
 """
@@ -32,21 +32,24 @@ PRINTED = re.compile(r"memory: at most (\d+) MiB for sampling, (\d+) hypotheses 
 
 @dataclasses.dataclass
 class Ear:
-    """Hears what is planned, and measures from there on."""
+    """Hears what is planned and which stage begins, and measures from the one to the other."""
 
-    since_loaded: Peak
-    before: int = 0
     planned: int = 0
     chunk: int = 0
-    since_printed: Peak | None = None
+    sampled: int = 0
+    peak: Peak | None = None
 
-    def __call__(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """Take what was printed; lines of other things go by."""
         told = PRINTED.fullmatch(line)
         if told is not None:
             self.planned, self.chunk = int(told[1]) * MIB, int(told[2])
-            self.before = self.since_loaded.growth
-            self.since_printed = Peak()
+            self.peak = Peak()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Take the peak where placing begins, which says 0 done."""
+        if stage == "placing" and done == 0 and self.peak is not None:
+            self.sampled = self.peak.growth
 
 
 def peak(
@@ -59,15 +62,14 @@ def peak(
     torch.set_num_threads(1)
     pipe = Diffusion4DPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    ear = Ear(Peak())
-    stages = Stages(say=ear)
+    ear = Ear()
+    stages = Stages(ear.report, ear.say)
     observation = observe(Given(video, num_points=points), 0, stages)
     pipe.sample(observation, Settings(num_hypotheses=hypotheses), stages)
-    assert ear.since_printed is not None
-    grown = ear.since_printed.growth
-    # The second peak starts above what the first stages left.
-    whole = max(ear.before, ear.since_loaded.growth)
-    return {"planned": ear.planned, "chunk": ear.chunk, "grown": grown, "whole": whole}
+    if ear.peak is None:
+        raise RuntimeError("need a pipeline that says its memory before it samples, heard nothing")
+    grown = ear.peak.growth
+    return {"planned": ear.planned, "chunk": ear.chunk, "sampled": ear.sampled, "grown": grown}
 
 
 if __name__ == "__main__":

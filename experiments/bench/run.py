@@ -116,7 +116,7 @@ def measure(settings: Settings, held: dict) -> tuple[list[Metric], dict]:
             raise ValueError("need rates for budgets: measure the part rates on a quiet machine")
         return budgets(pipe, rate, settings.budget_worlds, settings.draws)
 
-    every: dict[str, Callable[[], tuple[list[Metric], dict]]] = {
+    every: dict[str, Callable[[], tuple[list[Metric], dict | list[dict]]]] = {
         "ladder": lambda: ladder(bench, settings.hypotheses, settings.rounds),
         "costs": lambda: costs_of_parts(bench, settings.rounds),
         "decoding": lambda: decoding(settings.rounds, settings.largest[2]),
@@ -154,9 +154,10 @@ def main(settings: Settings) -> int:
     held = json.loads(chosen.out.read_text()) if some else {}
     metrics, tables = measure(chosen, held)
     # Without the paths, which are the machine's.
-    told = {k: v for k, v in dataclasses.asdict(chosen).items() if not isinstance(v, Path)}
+    told = dataclasses.asdict(chosen)
+    told = {k: v for k, v in told.items() if k != "parts" and not isinstance(v, Path)}
     run = {
-        "parts": [part for part in PARTS if part in told.pop("parts")],
+        "parts": [part for part in PARTS if part in chosen.parts],
         "settings": told,
         "machine": {
             "processor": processor(),
