@@ -110,13 +110,14 @@ def ladder(bench: Bench, hypotheses: int, rounds: int) -> tuple[list[Metric], li
         }
     )
     best = rate[names[-1]]
+    # A gain that is none is not one: 1 is a goal of each that was meant as one.
     metrics = [
         Metric(
             "all_gains",
             best / rate[names[0]],
             f"x diffusers' loop, {STEPS} steps",
             "higher",
-            0.3,
+            0.1,
             10,
         ),
         Metric(
@@ -124,14 +125,15 @@ def ladder(bench: Bench, hypotheses: int, rounds: int) -> tuple[list[Metric], li
             best / rate[names[1]],
             "x diffusers' loop, as few steps",
             "higher",
-            0.3,
+            0.15,
+            1,
         ),
-        Metric("all_gains_single", best / rate[alone], "x single samples", "higher", 0.3),
+        Metric("all_gains_single", best / rate[alone], "x single samples", "higher", 0.1, 1),
         Metric("table", rate[names[2]] / rate[names[1]], "x", "higher", 0.2),
-        Metric("encoded_once", rate[names[3]] / rate[names[2]], "x", "higher", 0.25),
-        Metric("no_doubling", rate[names[4]] / rate[names[3]], "x", "higher", 0.2),
-        Metric("fused", rate[names[5]] / rate[names[4]], "x", "higher", 0.2),
-        Metric("bf16", rate[names[6]] / rate[names[5]], "x", "higher", 0.25),
+        Metric("encoded_once", rate[names[3]] / rate[names[2]], "x", "higher", 0.1, 1),
+        Metric("no_doubling", rate[names[4]] / rate[names[3]], "x", "higher", 0.1, 1),
+        Metric("fused", rate[names[5]] / rate[names[4]], "x", "higher", 0.1, 1),
+        Metric("bf16", rate[names[6]] / rate[names[5]], "x", "higher", 0.1, 1),
     ]
     return metrics, table
 

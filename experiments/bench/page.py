@@ -50,11 +50,31 @@ def metrics_table(results: dict) -> str:
             f"{m['value']:.4g} {m['unit']}".strip(),
             "" if m["goal"] is None else f"{'≥' if m['better'] == 'higher' else '≤'} {m['goal']:g}",
             reached[m["reached"]],
-            "" if m["rel_tol"] is None else f"{m['rel_tol']:.1%}",
+            "" if m["rel_tol"] is None else f"{100 * m['rel_tol']:g} %",
         ]
         for m in results["metrics"]
     ]
     return table(["metric", "measured", "goal", "reached", "gate allows"], rows)
+
+
+def missed_line(results: dict) -> str:
+    """The goals that were not reached."""
+    missed = [m for m in results["metrics"] if m["reached"] is False]
+    named = [
+        f"`{m['key']}` ({m['value']:.3g}, goal {'≥' if m['better'] == 'higher' else '≤'} {m['goal']:g})"
+        for m in missed
+    ]
+    asked = sum(m["goal"] is not None for m in results["metrics"])
+    return f"Goals missed, {len(missed)} of {asked}: " + (", ".join(named) or "none") + "."
+
+
+def runs_table(results: dict) -> str:
+    """Where each part was measured."""
+    rows = [
+        [", ".join(run["parts"]), run["machine"]["processor"], f"`{run['model']['scores']}`"]
+        for run in results["runs"]
+    ]
+    return table(["parts", "measured on", "model"], rows)
 
 
 def budgets_table(results: dict) -> str:
@@ -68,7 +88,7 @@ def budgets_table(results: dict) -> str:
             f"{row['seconds']} s",
             row["loop"],
             f"{row['affordable']:,}",
-            f"{row['drawn']:,}",
+            f"{row['drawn']:,}" + (" (capped)" if row["drawn"] < row["affordable"] else ""),
             number(row, "min_ade"),
             number(row, "energy"),
         ]
@@ -105,12 +125,21 @@ def draw_curves(results: dict, path: Path) -> None:
     plt.close(figure)
 
 
+TABLES = {
+    "ladder": ladder_table,
+    "metrics": metrics_table,
+    "missed": missed_line,
+    "runs": runs_table,
+    "budgets": budgets_table,
+}
+"""What has its place in the README, by the name there."""
+
+
 def fill_readme(results: dict, folder: Path) -> None:
     """Put tables and picture where the README has their places."""
     readme = folder / "README.md"
-    tables = {"ladder": ladder_table, "metrics": metrics_table, "budgets": budgets_table}
     readme.write_text(
-        fill(readme.read_text(), {name: make(results) for name, make in tables.items()})
+        fill(readme.read_text(), {name: make(results) for name, make in TABLES.items()})
     )
     draw_curves(results, folder / "curves.png")
 

@@ -49,21 +49,33 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def peak_growth(work: Work) -> int:
-    """Bytes by which a run raises the resident memory of this process at its highest. Linux alone can say.
+class Peak:
+    """The highest resident memory of this process from now on, over what it is now. Linux alone can say.
 
     Raises:
         OSError: the system keeps no peak that can be reset.
     """
-    gc.collect()
-    # What an earlier run left with the allocator would hide what this one takes.
-    name = ctypes.util.find_library("c")
-    if name is not None:
-        getattr(ctypes.CDLL(name), "malloc_trim", lambda _: 0)(0)
-    before = psutil.Process().memory_info().rss
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+
+    def __init__(self) -> None:
+        gc.collect()
+        # What an earlier run left with the allocator would hide what this one takes.
+        name = ctypes.util.find_library("c")
+        if name is not None:
+            getattr(ctypes.CDLL(name), "malloc_trim", lambda _: 0)(0)
+        self._before = psutil.Process().memory_info().rss
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
+    @property
+    def growth(self) -> int:
+        """Bytes until now."""
+        with open("/proc/self/status") as file:
+            peak = next(line for line in file if line.startswith("VmHWM"))
+        return max(0, int(peak.split()[1]) * 1024 - self._before)
+
+
+def peak_growth(work: Work) -> int:
+    """Bytes by which a run raises the resident memory of this process at its highest."""
+    peak = Peak()
     work()
-    with open("/proc/self/status") as file:
-        peak = next(line for line in file if line.startswith("VmHWM"))
-    return max(0, int(peak.split()[1]) * 1024 - before)
+    return peak.growth
