@@ -40,6 +40,8 @@ PARALLAX = 0.02
 """Baseline over depth (1.1 degrees) from which a triangulated depth is believed."""
 ENOUGH = 6
 """Points that tell the scale."""
+AT_ONCE = 64
+"""Hypotheses that are placed together: what placing needs beside them does not grow with their number."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,7 @@ def place(hypotheses: Hypotheses, given: CameraPath | None = None) -> Placed:
         raise UserError("need hypotheses in the camera frame, got some in the world already")
     if given is not None:
         return _with(hyp, given)
-    motion = rigid_motion(
-        hyp.evaluate(),
-        hyp.visibility.transpose(0, 1),
-        hyp.intrinsics,
-        hyp.size,
-        hyp.tracks.transpose(0, 1),
-    )
+    motion = _rigid_motion(hyp)
     if not motion.moves:
         return Placed(replace(hyp, static=motion.static), "still: its frame is the world's")
     if float(motion.found.float().mean()) <= 0.5:
@@ -88,12 +84,38 @@ def place(hypotheses: Hypotheses, given: CameraPath | None = None) -> Placed:
     return _moved(hyp, motion, "estimated: the world is the camera of the first frame")
 
 
+def _parts(hyp: Hypotheses) -> list[Hypotheses]:
+    """`AT_ONCE` hypotheses each."""
+    return [hyp.select(some) for some in torch.arange(hyp.num_hypotheses).split(AT_ONCE)]
+
+
+def _rigid_motion(hyp: Hypotheses) -> RigidMotion:
+    """Of every hypothesis; whether the camera moves is said by the tracks, and the same for all."""
+    parts = [
+        rigid_motion(
+            part.evaluate(),
+            part.visibility.transpose(0, 1),
+            part.intrinsics,
+            part.size,
+            part.tracks.transpose(0, 1),
+        )
+        for part in _parts(hyp)
+    ]
+    told = ("extrinsics", "anchors", "error", "static", "found")
+    return replace(
+        parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in told}
+    )
+
+
 def _moved(hyp: Hypotheses, motion: RigidMotion, camera: str, *, rescale: bool = True) -> Placed:
     """Refit in the world of the motion's cameras; with `rescale` the median anchor depth stays 1."""
-    points_KNT3 = hyp.evaluate().double()
-    inverse = torch.linalg.inv(motion.extrinsics)
-    world_KNT3 = transform(inverse, points_KNT3.transpose(1, 2)).transpose(1, 2)
-    ctrl = _refitted(world_KNT3, points_KNT3[..., 2], hyp)
+    refitted = []
+    for part, extrinsics in zip(_parts(hyp), motion.extrinsics.split(AT_ONCE), strict=True):
+        points_KNT3 = part.evaluate().double()
+        inverse = torch.linalg.inv(extrinsics)
+        world_KNT3 = transform(inverse, points_KNT3.transpose(1, 2)).transpose(1, 2)
+        refitted.append(_refitted(world_KNT3, points_KNT3[..., 2], part))
+    ctrl = torch.cat(refitted)
     ctrl = torch.where(motion.static[..., None, None], motion.anchors[:, :, None], ctrl)
     moved = replace(
         hyp,
@@ -137,10 +159,13 @@ def _refitted(
 
 
 def _refit(before: Hypotheses, after: Hypotheses) -> tuple[float, float]:
-    assert after.static is not None
-    gap_KNT = (before.project() - after.project()).norm(dim=-1)
-    kept = before.seen.transpose(0, 1) & ~after.static[..., None]
-    gap = gap_KNT[kept & gap_KNT.isfinite()] * (REFERENCE_SIDE / min(before.size))
+    gaps = []
+    for old, new in zip(_parts(before), _parts(after), strict=True):
+        assert new.static is not None
+        gap_KNT = (old.project() - new.project()).norm(dim=-1)
+        kept = old.seen.transpose(0, 1) & ~new.static[..., None]
+        gaps.append(gap_KNT[kept & gap_KNT.isfinite()])
+    gap = torch.cat(gaps) * (REFERENCE_SIDE / min(before.size))
     if len(gap) == 0:
         return 0.0, 0.0
     return float(gap.median()), float(gap.double().quantile(0.95))

@@ -112,6 +112,17 @@ def test_a_hypothesis_is_placed_alike_alone_and_among_others() -> None:
         torch.testing.assert_close(alone.extrinsics, together.extrinsics, atol=1e-6, rtol=1e-5)
 
 
+def test_however_many_are_placed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hyp = hypotheses(path(), (0.9, 1.0, 1.1))[0]
+    together = place(hyp)
+    monkeypatch.setattr("diffusion4d.world.AT_ONCE", 2)
+    parts = place(hyp)
+    torch.testing.assert_close(parts.hypotheses.control_points, together.hypotheses.control_points)
+    torch.testing.assert_close(parts.hypotheses.extrinsics, together.hypotheses.extrinsics)
+    assert torch.equal(parts.hypotheses.static, together.hypotheses.static)
+    assert parts.refit == pytest.approx(together.refit)
+
+
 def test_files_show_each_hypothesis_its_own_camera() -> None:
     moved = place(hypotheses(path(), (0.9, 1.1))[0]).hypotheses
     document = pygltflib.GLTF2.load_from_bytes(glb(moved, seconds=2.0))
