@@ -86,19 +86,20 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
         seconds=seconds,
         names=names,
     )
+    written = [out / FILE_NAME]
     with staged(out, [FILE_NAME]) as stage:
         (stage / FILE_NAME).write_bytes(content)
-    written = [out / FILE_NAME]
-    if config.ply:
-        points = torch.from_numpy(animated.mesh.vertices)
-        moved = stream(points, animated.skinning, hyp, rest, config.blend)
-        frames = (
-            (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
-            for k, span, part in moved
-            for i, vertices in enumerate(part)
-        )
-        total = len(names) * hyp.num_frames
-        written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
+        # Before animated.glb takes its name: where PLY files cannot be written, nothing is.
+        if config.ply:
+            points = torch.from_numpy(animated.mesh.vertices)
+            moved = stream(points, animated.skinning, hyp, rest, config.blend)
+            frames = (
+                (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
+                for k, span, part in moved
+                for i, vertices in enumerate(part)
+            )
+            total = len(names) * hyp.num_frames
+            written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
     return written
 
 

@@ -285,6 +285,25 @@ def test_bad_input_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "animated.glb").exists()
 
 
+@pytest.mark.parametrize("earlier", [None, b"earlier"])
+def test_a_refused_folder_of_ply_files_leaves_no_new_animation(
+    tmp_path: Path, capsys, earlier: bytes | None
+) -> None:
+    hyp = _lively(2)
+    hyp.save(tmp_path)
+    mesh = _ball(hyp, tmp_path / "ball.glb")
+    (tmp_path / "animated").mkdir()
+    (tmp_path / "animated" / "mine.txt").write_text("mine")
+    if earlier is not None:
+        (tmp_path / "animated.glb").write_bytes(earlier)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert command(["animate", str(mesh), "--from", str(tmp_path), "--ply"]) == 2
+    assert "nothing else, got mine.txt" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    if earlier is not None:
+        assert (tmp_path / "animated.glb").read_bytes() == earlier
+
+
 def test_ply_of_points_alone_and_a_sequence_that_fails(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     (tmp_path / "cloud.ply").write_bytes(ply(points))
