@@ -178,6 +178,22 @@ def test_a_picture_of_it_is_not_empty(tmp_path: Path) -> None:
     assert (blue - red > 80).sum() > 50
 
 
+def test_a_page_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fan(2).save(tmp_path)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for place, said in (
+        ("page", f"need a file to write, got a folder at {tmp_path / 'page'}"),
+        ("file/view.html", f"cannot write {tmp_path / 'file' / 'view.html'}: File exists"),
+    ):
+        assert command(["view", str(tmp_path), "--html", str(tmp_path / place)]) == 2
+        assert capsys.readouterr().err == f"diffusion4d: {said}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
 def test_a_choice_is_checked(tmp_path: Path) -> None:
     hyp = fan(3)
     for body in (b"", b"[]", b'{"kept": "0"}', b'{"kept": [true]}', b'{"kept": [0.5]}'):

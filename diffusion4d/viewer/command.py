@@ -17,7 +17,7 @@ def run(config: View, say: Callable[[str], None]) -> None:
     """Write the page to `config.html`, or serve it until Ctrl-C.
 
     Raises:
-        UserError: hypotheses or video cannot be used, or the port is taken.
+        UserError: hypotheses or video cannot be used, the page cannot be written, or the port is taken.
     """
     folder = config.folder if config.folder.is_dir() else config.folder.parent
     hypotheses = Hypotheses.load(config.folder)
