@@ -98,7 +98,7 @@ def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"depths": np.ones((8, 9, 9))}, "need an npz with the array 'depth'"),
+        ({"depths": np.ones((8, 9, 9))}, r"^need an npz with the array 'depth', got \S*maps\.npz$"),
         ({"depth": np.ones((3, 9, 9))}, r"need depth of shape \[8, H, W\].*got \[3, 9, 9\]"),
         ({"depth": np.zeros((8, 9, 9))}, "need depths above 0"),
         ({"depth": np.array(["a"])}, r"got \[1\] of <U1"),
