@@ -96,14 +96,14 @@ def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
 
 
 def _together(named: dict[str, Hypotheses]) -> Hypotheses:
-    first, *others = named.values()
-    rest = [first, *others]
+    parts = [*named.values()]
+    first = parts[0]
     own = first.extrinsics.ndim == 4
     return dataclasses.replace(
         first,
-        control_points=torch.cat([h.control_points for h in rest]),
-        seeds=torch.cat([h.seeds for h in rest]),
-        extrinsics=torch.cat([h.extrinsics for h in rest]) if own else first.extrinsics,
+        control_points=torch.cat([h.control_points for h in parts]),
+        seeds=torch.cat([h.seeds for h in parts]),
+        extrinsics=torch.cat([h.extrinsics for h in parts]) if own else first.extrinsics,
         static=None,
     )
 
