@@ -29,6 +29,7 @@ from diffusion4d.fields.motion import Rest, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.surfaces.delaunay import anchor_surface
 from diffusion4d.surfaces.depths import read_depths
 from diffusion4d.surfaces.fusion import fused_surface
@@ -138,7 +139,7 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     if config.depth is not None:
         depths = read_depths(config.depth, hypotheses.num_frames)
         return fused_surface(
-            hypotheses, int(hypotheses.rank()[0]), depths, _pictures(config, depths.shape)
+            hypotheses, int(hypotheses.rank()[0]), depths, _pictures(config, hypotheses, depths.shape)
         )
     if config.video is None:
         return anchor_surface(hypotheses)
@@ -148,7 +149,9 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     return textured(surface, hypotheses, encoded(image))
 
 
-def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T 3 H W"] | None:
+def _pictures(
+    config: Animate, hypotheses: Hypotheses, shape: tuple[int, ...]
+) -> Float32[np.ndarray, "T 3 H W"] | None:
     """The frames of the clip, as large as its depth maps; None without a video."""
     if config.video is None:
         return None
@@ -159,6 +162,12 @@ def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T
         raise UserError(
             f"need a video of {wanted} frames from {start} s on, one in {stride}, "
             f"got {clip.T} in {config.video}"
+        )
+    if not in_proportion(clip.size, hypotheses.size):
+        (height, width), (rows, columns) = clip.size, hypotheses.size
+        raise UserError(
+            f"need the clip of the hypotheses, {columns} x {rows} px or in proportion, "
+            f"got one of {width} x {height}"
         )
     frames = (picture.permute(1, 2, 0).float().numpy() / 255 for picture in clip.frames)
     return np.stack([_shrunk(frame, shape[1:]).transpose(2, 0, 1) for frame in frames])

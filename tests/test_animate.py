@@ -86,6 +86,15 @@ def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> No
     assert mesh.colours is not None
     np.testing.assert_allclose(mesh.colours[:, 0], 200 / 255, atol=0.02)
     assert np.ptp(mesh.vertices[:, 0]) > 0.8 * np.ptp(at[:, 0].numpy())
+    # Neither the maps nor the video may be a part of the frames, or squeezed.
+    np.savez(tmp_path / "square.npz", depth=maps[:, :, : height // 2])
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got 64 x 64"):
+        prepare(dataclasses.replace(config, depth=tmp_path / "square.npz", video=None))
+    (tmp_path / "square").mkdir()
+    for i in range(8):
+        Image.fromarray(red[:, : 2 * height]).save(tmp_path / "square" / f"{i}.png")
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got one of 256 x 256"):
+        prepare(dataclasses.replace(config, video=tmp_path / "square"))
     # Every second frame is read where the summary says so, and then there are too few.
     (tmp_path / "summary.json").write_text('{"assumed": {"source": {"stride": 2}}}')
     with pytest.raises(UserError, match=r"8 frames from 0.0 s on, one in 2, got 4"):

@@ -124,6 +124,8 @@ def test_through_the_nodes_of_a_hypothesis() -> None:
     assert away[:, 2].min() < -0.85
     with pytest.raises(UserError, match="each of 3 frames, got 2"):
         fused_surface(hyp, 0, depths[:2])
+    with pytest.raises(UserError, match="192 x 192 px or in proportion, got 96 x 48"):
+        fused_surface(hyp, 0, depths[:, ::2])
 
 
 def test_maps_are_brought_to_the_nodes_that_are_seen() -> None:

@@ -108,6 +108,8 @@ def test_the_page_holds_the_motions() -> None:
     assert content(fan(3))["seconds"][-1] == pytest.approx(11 / 30, abs=1e-5)
     with pytest.raises(UserError, match="need the clip with the 12 frames"):
         content(hyp, _clip(fan(2, 6, 8)))
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got one of 128 x 128"):
+        content(hyp, read_clip(torch.zeros(12, 3, 128, 128, dtype=torch.uint8)))
 
 
 def test_nothing_in_the_data_ends_the_script() -> None:

@@ -29,6 +29,7 @@ from diffusion4d.fields.blend import Carrier
 from diffusion4d.fields.motion import NodeMotion, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin_by_graph
 from diffusion4d.hypotheses import SEEN, Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.surfaces.mesh import Mesh
 
 TRUNCATION = 3.0
@@ -171,11 +172,18 @@ def fused_surface(
         resolution: voxels along the longest side of the nodes' box.
 
     Raises:
-        UserError: as `fused`; or depth maps of another number of frames.
+        UserError: as `fused`; or depth maps of another number of frames, or out of proportion with the clip.
+        ValueError: as `fused`.
     """
     T = hypotheses.num_frames
     if len(depths) != T:
         raise UserError(f"need a depth map for each of {T} frames, got {len(depths)}")
+    if not in_proportion(depths.shape[1:], hypotheses.size):
+        (height, width), (rows, columns) = depths.shape[1:], hypotheses.size
+        raise UserError(
+            f"need depth maps of the whole frames, {columns} x {rows} px or in proportion, "
+            f"got {width} x {height}"
+        )
     one = hypotheses.select(torch.tensor([number]))
     rest = reference(hypotheses)
     motion = motion_of(one, rest)

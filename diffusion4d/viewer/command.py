@@ -8,6 +8,7 @@ from diffusion4d.config import View
 from diffusion4d.errors import UserError
 from diffusion4d.export.recorded import reading
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.viewer import serve
 from diffusion4d.viewer.content import content
 from diffusion4d.viewer.page import page, write_page
@@ -64,5 +65,8 @@ def clip_of(
         say(
             f"without the video: {known} has {clip.T} frames, the hypotheses {hypotheses.num_frames}"
         )
+        return None
+    if not in_proportion(clip.size, hypotheses.size):
+        say(f"without the video: {known} is out of proportion with the hypotheses' clip")
         return None
     return clip
