@@ -20,6 +20,7 @@ from diffusion4d.clip import read_clip
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
 from diffusion4d.export import staged
+from diffusion4d.export.choice import read_choice
 from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
 from diffusion4d.export.recorded import length, start_of, stride_of
@@ -115,7 +116,7 @@ def prepare(config: Animate) -> Animated:
             f"need a mesh or depth maps to fuse one from, got {config.mesh} and {config.depth}"
         )
     every = Hypotheses.load(config.source)
-    numbers = chosen(config.hypotheses, every)
+    numbers = chosen(config.hypotheses, every, config.source)
     if config.mesh is None:
         document = document_of(own_surface(config, every))
     elif config.mesh.suffix.lower() == ".glb":
@@ -139,7 +140,10 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     if config.depth is not None:
         depths = read_depths(config.depth, hypotheses.num_frames)
         return fused_surface(
-            hypotheses, int(hypotheses.rank()[0]), depths, _pictures(config, hypotheses, depths.shape)
+            hypotheses,
+            int(hypotheses.rank()[0]),
+            depths,
+            _pictures(config, hypotheses, depths.shape),
         )
     if config.video is None:
         return anchor_surface(hypotheses)
@@ -189,13 +193,18 @@ def first_frame(
     return _shrunk(first_picture(video, hypotheses, start), hypotheses.size)
 
 
-def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
-    """Numbers of hypotheses out of "all", "best" or "0,3,7".
+def chosen(which: str, hypotheses: Hypotheses, source: Path) -> list[int]:
+    """Numbers of hypotheses out of "all", "best", "kept" or "0,3,7".
+
+    Args:
+        source: folder of the hypotheses, or its hypotheses.npz: choice.json beside it says what is kept.
 
     Raises:
-        UserError: anything else, or a number that there is not.
+        UserError: anything else, a number that there is not, or no choice of these hypotheses.
     """
     K = hypotheses.num_hypotheses
+    if which == "kept":
+        return read_choice(source, hypotheses)
     if which == "all":
         return list(range(K))
     if which == "best":
@@ -203,7 +212,7 @@ def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
     try:
         numbers = [int(part) for part in which.split(",")]
     except ValueError:
-        raise UserError(f"need all, best or numbers such as 0,3,7, got {which!r}") from None
+        raise UserError(f"need all, best, kept or numbers such as 0,3,7, got {which!r}") from None
     if not all(0 <= k < K for k in numbers) or len(set(numbers)) != len(numbers):
         raise UserError(f"need different hypotheses out of 0 … {K - 1}, got {which!r}")
     return numbers

@@ -157,7 +157,10 @@ def test_what_cannot_be_fused_is_refused() -> None:
         ({"truncation": float("nan")}, "need a truncation above 0, got nan"),
         ({"votes": 0}, "need votes of 1 or more, got 0"),
         ({"images": np.zeros((1, 3, SIDE, SIDE), np.float32)}, r"shape \[2, 3, 96, 96\], got \[1,"),
-        ({"images": np.zeros((2, 3, 4, 4), np.float32)}, r"shape \[2, 3, 96, 96\], got \[2, 3, 4, 4"),
+        (
+            {"images": np.zeros((2, 3, 4, 4), np.float32)},
+            r"shape \[2, 3, 96, 96\], got \[2, 3, 4, 4",
+        ),
         ({"extrinsics": torch.eye(4)[None]}, "extrinsics of 2 depth maps, got 1"),
     ],
 )

@@ -13,9 +13,12 @@ import torch
 from browser import chromium, visit
 from fans import fan
 
+from diffusion4d.animate import chosen
 from diffusion4d.cli import run as command
 from diffusion4d.clip import read_clip
 from diffusion4d.errors import UserError
+from diffusion4d.export.recorded import length, reading
+from diffusion4d.export.report import report, write_report
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.viewer.content import PATH_INSTANTS, as_json, content
 from diffusion4d.viewer.page import page, write_page
@@ -205,6 +208,54 @@ def test_a_choice_is_checked(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="at least one hypothesis out of 0 … 2"):
             save_choice(hyp, body, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_has_the_clock_of_the_clip(tmp_path: Path) -> None:
+    hyp = fan(4, 6, 12)
+    source = {"video": "a.mp4", "start": 1.5, "stride": 2}
+    told = report(
+        hyp,
+        seconds=0.8 * hyp.times.numpy(),
+        assumptions={"source": source},
+        timings={"sampling": 3.0},
+    )
+    write_report(told, tmp_path / "summary.json")
+    save_choice(hyp, b'{"kept": [3, 1]}', tmp_path)
+    folder = tmp_path / "kept"
+    kept = Hypotheses.load(folder)
+    assert length(kept, source=folder) == pytest.approx(0.8)
+    assert reading(folder) == source
+    own = json.loads((folder / "summary.json").read_text())
+    assert own["assumed"]["kept"] == {"numbers": [1, 3], "of": 4}
+    assert own["hypotheses"] | {"K": 4} == told["hypotheses"] | {
+        "seeds": [11, 13],
+        "rank": kept.rank().tolist(),
+    }
+    assert own["reprojection"]["median_px_per_hypothesis"] == [
+        told["reprojection"]["median_px_per_hypothesis"][k] for k in (1, 3)
+    ]
+    assert own["timings_s"] == {}
+
+
+def test_the_commands_take_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hyp = fan(4, 6, 12)
+    hyp.save(tmp_path)
+    arguments = ["export", str(tmp_path), "--formats", "tapip3d", "--hypotheses", "kept"]
+    assert command(arguments) == 2
+    assert f"need {tmp_path / 'choice.json'} for the kept" in capsys.readouterr().err
+    save_choice(hyp, b'{"kept": [3, 1]}', tmp_path)
+    assert not (tmp_path / "kept" / "summary.json").exists()
+    assert command(arguments) == 0
+    names = [p.name for p in sorted((tmp_path / "tapip3d").iterdir())]
+    assert names == ["hypothesis_01.npz", "hypothesis_03.npz"]
+    assert chosen("kept", hyp, tmp_path / "hypotheses.npz") == [1, 3]
+    # As the page that is a file hands it out.
+    (tmp_path / "choice.json").write_text('{"kept": [2], "rejected": [0, 1, 3]}')
+    assert chosen("kept", hyp, tmp_path) == [2]
+    # Of hypotheses that were sampled before these.
+    (tmp_path / "choice.json").write_text('{"kept": [2], "seeds": [7]}')
+    assert command(arguments) == 2
+    assert "of seeds [12], got one of [7]" in capsys.readouterr().err
 
 
 def test_the_server_answers_for_its_page_alone(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
     every = Hypotheses.load(config.folder)
     beside = config.folder if config.folder.is_dir() else config.folder.parent
     out = config.out or beside
-    named = named_hypotheses(config.hypotheses, every)
+    named = named_hypotheses(config.hypotheses, every, config.folder)
     report = progress or (lambda *_: None)
     written: list[Path] = []
     for kind in dict.fromkeys(config.formats):
@@ -73,8 +73,11 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
     return written
 
 
-def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
+def named_hypotheses(which: str, every: Hypotheses, source: Path) -> dict[str, Hypotheses]:
     """By name: "mean", or what `animate.chosen` takes.
+
+    Args:
+        source: folder of the hypotheses, or its hypotheses.npz.
 
     Raises:
         UserError: as that; or a mean of hypotheses that are each seen from cameras of their own, which has none.
@@ -91,7 +94,7 @@ def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
             static=None,
         )
         return {"mean": mean}
-    numbers = chosen(which, every)
+    numbers = chosen(which, every, source)
     return {f"hypothesis_{k:02d}": every.select(torch.tensor([k])) for k in numbers}
 
 
