@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import itertools
 import json
 import re
 import threading
@@ -168,6 +169,52 @@ def test_the_served_page_saves_the_choice(tmp_path: Path) -> None:
     assert told["saved"].startswith("3 of 4 kept")
     assert json.loads((tmp_path / "choice.json").read_text())["kept"] == [1, 2, 3]
     assert torch.equal(Hypotheses.load(tmp_path / "kept").control_points, hyp.control_points[1:])
+
+
+LAYOUT = """
+<script>
+window.addEventListener("load", () => {
+  const wait = () => {
+    if (!window.viewer) return setTimeout(wait, 20);
+    const told = { width: innerWidth }, save = document.getElementById("save");
+    for (const id of ["stage", "heading", "legend", "hint", "save", "play"]) {
+      const { left, top, right, bottom } = document.getElementById(id).getBoundingClientRect();
+      told[id] = [left, top, right, bottom];
+    }
+    const aside = document.querySelector("aside").getBoundingClientRect();
+    told.aside = [aside.left, aside.top, aside.right, aside.bottom];
+    told.open = save.disabled;
+    document.getElementById("none").click(); told.none = save.disabled; save.click();
+    told.saved = document.getElementById("saved").textContent;
+    document.querySelector("#list input").click(); told.one = save.disabled;
+    const out = document.createElement("pre");
+    out.id = "told"; out.textContent = JSON.stringify(told); document.body.append(out);
+  };
+  wait();
+});
+</script>
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 900, 1280])
+def test_nothing_lies_on_top_of_another_and_a_choice_of_none_is_not_saved(
+    tmp_path: Path, width: int
+) -> None:
+    path = write_page(content(fan(4, 6, 12), title="a clip"), tmp_path / "view.html")
+    path.write_text(path.read_text("utf-8").replace("</body>", LAYOUT + "</body>"), "utf-8")
+    document, console = visit(path.as_uri(), tmp_path, f"--window-size={width},800")
+    assert console == []
+    told = _told(document)
+    assert told["width"] == width
+    for one, other in itertools.combinations(("heading", "legend", "hint"), 2):
+        (a, b, c, d), (left, top, right, bottom) = told[one], told[other]
+        assert c <= left or right <= a or d <= top or bottom <= b, (one, other)
+    # Nor does the row of the clock cover what is above it.
+    for name in ("stage", "aside"):
+        assert told[name][3] <= told["play"][1]
+    assert (told["open"], told["none"], told["one"]) == (False, True, False)
+    assert told["saved"] == ""
 
 
 @needs_browser
