@@ -79,7 +79,7 @@ class Export:
     formats: tuple[
         Literal["ply", "usd", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"], ...
     ] = ("usd", "tapvid3d")
-    """PLY and 3D Gaussian PLY of every frame, USD of all, or one trajectory a point in a tracker's npz."""
+    """PLY and 3D Gaussian PLY of every frame, one USD file, or one trajectory a point in a tracker's npz."""
     hypotheses: str = "best"
     """Which: best, mean, all, kept (by the choice.json that `diffusion4d view` saves), or their numbers, as 0,3,7."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None

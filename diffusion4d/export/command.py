@@ -1,9 +1,11 @@
 """What `diffusion4d export` does: hypotheses in the files of other tools.
 
 ply            ply/hypothesis_00/frame_0000.ply …    the points of every frame, with colours
-usd            hypotheses.usdc                       all hypotheses and the camera
+usd            hypotheses.usdc                       hypotheses and the camera
 gaussians      gaussians/hypothesis_00/frame_0000.ply …   the points' surface as 3D Gaussians
 tapvid3d, tapip3d, trackcraft3r                      LAYOUT/hypothesis_00.npz …, one trajectory a point
+
+Each holds the hypotheses that were asked for: by default the best one alone, in USD too.
 """
 
 import contextlib
