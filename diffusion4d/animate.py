@@ -20,6 +20,7 @@ from diffusion4d.clip import read_clip
 from diffusion4d.config import Animate
 from diffusion4d.errors import UserError
 from diffusion4d.export import staged
+from diffusion4d.export.choice import read_choice
 from diffusion4d.export.gltf_mesh import MeshDocument, document_of, read_document
 from diffusion4d.export.ply import write_ply_sequence
 from diffusion4d.export.recorded import length, start_of, stride_of
@@ -29,6 +30,7 @@ from diffusion4d.fields.motion import Rest, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.surfaces.delaunay import anchor_surface
 from diffusion4d.surfaces.depths import read_depths
 from diffusion4d.surfaces.fusion import fused_surface
@@ -86,19 +88,20 @@ def run(config: Animate, progress: Callable[[int, int], None] | None = None) -> 
         seconds=seconds,
         names=names,
     )
+    written = [out / FILE_NAME]
     with staged(out, [FILE_NAME]) as stage:
         (stage / FILE_NAME).write_bytes(content)
-    written = [out / FILE_NAME]
-    if config.ply:
-        points = torch.from_numpy(animated.mesh.vertices)
-        moved = stream(points, animated.skinning, hyp, rest, config.blend)
-        frames = (
-            (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
-            for k, span, part in moved
-            for i, vertices in enumerate(part)
-        )
-        total = len(names) * hyp.num_frames
-        written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
+        # Before animated.glb takes its name: where PLY files cannot be written, nothing is.
+        if config.ply:
+            points = torch.from_numpy(animated.mesh.vertices)
+            moved = stream(points, animated.skinning, hyp, rest, config.blend)
+            frames = (
+                (names[k], span.start + i, animated.mesh.moved(vertices.numpy()))
+                for k, span, part in moved
+                for i, vertices in enumerate(part)
+            )
+            total = len(names) * hyp.num_frames
+            written.append(write_ply_sequence(frames, out / FOLDER, total=total, progress=progress))
     return written
 
 
@@ -113,7 +116,7 @@ def prepare(config: Animate) -> Animated:
             f"need a mesh or depth maps to fuse one from, got {config.mesh} and {config.depth}"
         )
     every = Hypotheses.load(config.source)
-    numbers = chosen(config.hypotheses, every)
+    numbers = chosen(config.hypotheses, every, config.source)
     if config.mesh is None:
         document = document_of(own_surface(config, every))
     elif config.mesh.suffix.lower() == ".glb":
@@ -137,7 +140,10 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     if config.depth is not None:
         depths = read_depths(config.depth, hypotheses.num_frames)
         return fused_surface(
-            hypotheses, int(hypotheses.rank()[0]), depths, _pictures(config, depths.shape)
+            hypotheses,
+            int(hypotheses.rank()[0]),
+            depths,
+            _pictures(config, hypotheses, depths.shape),
         )
     if config.video is None:
         return anchor_surface(hypotheses)
@@ -147,7 +153,9 @@ def own_surface(config: Animate, hypotheses: Hypotheses) -> Mesh:
     return textured(surface, hypotheses, encoded(image))
 
 
-def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T 3 H W"] | None:
+def _pictures(
+    config: Animate, hypotheses: Hypotheses, shape: tuple[int, ...]
+) -> Float32[np.ndarray, "T 3 H W"] | None:
     """The frames of the clip, as large as its depth maps; None without a video."""
     if config.video is None:
         return None
@@ -158,6 +166,12 @@ def _pictures(config: Animate, shape: tuple[int, ...]) -> Float32[np.ndarray, "T
         raise UserError(
             f"need a video of {wanted} frames from {start} s on, one in {stride}, "
             f"got {clip.T} in {config.video}"
+        )
+    if not in_proportion(clip.size, hypotheses.size):
+        (height, width), (rows, columns) = clip.size, hypotheses.size
+        raise UserError(
+            f"need the clip of the hypotheses, {columns} x {rows} px or in proportion, "
+            f"got one of {width} x {height}"
         )
     frames = (picture.permute(1, 2, 0).float().numpy() / 255 for picture in clip.frames)
     return np.stack([_shrunk(frame, shape[1:]).transpose(2, 0, 1) for frame in frames])
@@ -179,13 +193,18 @@ def first_frame(
     return _shrunk(first_picture(video, hypotheses, start), hypotheses.size)
 
 
-def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
-    """Numbers of hypotheses out of "all", "best" or "0,3,7".
+def chosen(which: str, hypotheses: Hypotheses, source: Path) -> list[int]:
+    """Numbers of hypotheses out of "all", "best", "kept" or "0,3,7".
+
+    Args:
+        source: folder of the hypotheses, or its hypotheses.npz: choice.json beside it says what is kept.
 
     Raises:
-        UserError: anything else, or a number that there is not.
+        UserError: anything else, a number that there is not, or no choice of these hypotheses.
     """
     K = hypotheses.num_hypotheses
+    if which == "kept":
+        return read_choice(source, hypotheses)
     if which == "all":
         return list(range(K))
     if which == "best":
@@ -193,7 +212,7 @@ def chosen(which: str, hypotheses: Hypotheses) -> list[int]:
     try:
         numbers = [int(part) for part in which.split(",")]
     except ValueError:
-        raise UserError(f"need all, best or numbers such as 0,3,7, got {which!r}") from None
+        raise UserError(f"need all, best, kept or numbers such as 0,3,7, got {which!r}") from None
     if not all(0 <= k < K for k in numbers) or len(set(numbers)) != len(numbers):
         raise UserError(f"need different hypotheses out of 0 … {K - 1}, got {which!r}")
     return numbers

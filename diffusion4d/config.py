@@ -79,9 +79,9 @@ class Export:
     formats: tuple[
         Literal["ply", "usd", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"], ...
     ] = ("usd", "tapvid3d")
-    """PLY and 3D Gaussian PLY of every frame, USD of all, or one trajectory a point in a tracker's npz."""
+    """PLY and 3D Gaussian PLY of every frame, one USD file, or one trajectory a point in a tracker's npz."""
     hypotheses: str = "best"
-    """Which: best, mean, all, or their numbers, as 0,3,7."""
+    """Which: best, mean, all, kept (by the choice.json that `diffusion4d view` saves), or their numbers, as 0,3,7."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write into; that of the hypotheses by default."""
     video: Path | None = None
@@ -102,7 +102,7 @@ class Animate:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder for animated.glb; that of the hypotheses by default."""
     hypotheses: str = "all"
-    """Which hypotheses: all, best, or their numbers, as 0,3,7."""
+    """Which hypotheses: all, best, kept (by the choice.json that `diffusion4d view` saves), or numbers, as 0,3,7."""
     video: Path | None = None
     """The clip, for the looks of the points' own surface."""
     depth: Path | None = None

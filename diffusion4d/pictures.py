@@ -31,6 +31,14 @@ ASSUMED_FPS = 30.0
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 SEEK_FROM = 1.0
 """Start times (s) beyond this are reached by seeking, not by decoding all that lies before."""
+ROUNDED = 2
+"""px of the shorter side by which a picture that was shrunk may miss its proportion: sizes are whole px."""
+
+
+def in_proportion(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sizes (H, W) in px can be those of one picture, shrunk as a whole."""
+    (rows, columns), (height, width) = size, other
+    return abs(width * rows / (height * columns) - 1) <= ROUNDED / min(*size, *other)
 
 
 @dataclasses.dataclass(frozen=True)

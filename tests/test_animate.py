@@ -86,6 +86,15 @@ def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> No
     assert mesh.colours is not None
     np.testing.assert_allclose(mesh.colours[:, 0], 200 / 255, atol=0.02)
     assert np.ptp(mesh.vertices[:, 0]) > 0.8 * np.ptp(at[:, 0].numpy())
+    # Neither the maps nor the video may be a part of the frames, or squeezed.
+    np.savez(tmp_path / "square.npz", depth=maps[:, :, : height // 2])
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got 64 x 64"):
+        prepare(dataclasses.replace(config, depth=tmp_path / "square.npz", video=None))
+    (tmp_path / "square").mkdir()
+    for i in range(8):
+        Image.fromarray(red[:, : 2 * height]).save(tmp_path / "square" / f"{i}.png")
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got one of 256 x 256"):
+        prepare(dataclasses.replace(config, video=tmp_path / "square"))
     # Every second frame is read where the summary says so, and then there are too few.
     (tmp_path / "summary.json").write_text('{"assumed": {"source": {"stride": 2}}}')
     with pytest.raises(UserError, match=r"8 frames from 0.0 s on, one in 2, got 4"):
@@ -98,11 +107,11 @@ def test_depth_maps_of_a_wall_make_the_wall_in_its_colours(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"depths": np.ones((8, 9, 9))}, "need an npz with the array 'depth'"),
+        ({"depths": np.ones((8, 9, 9))}, r"^need an npz with the array 'depth', got \S*maps\.npz$"),
         ({"depth": np.ones((3, 9, 9))}, r"need depth of shape \[8, H, W\].*got \[3, 9, 9\]"),
         ({"depth": np.zeros((8, 9, 9))}, "need depths above 0"),
         ({"depth": np.array(["a"])}, r"got \[1\] of <U1"),
-        ({"depth": np.array([None])}, "Object arrays cannot be loaded"),
+        ({"depth": np.array([None])}, "it is no npz file of plain arrays"),
     ],
 )
 def test_depth_maps_that_cannot_be_used_are_refused(tmp_path: Path, content, said: str) -> None:
@@ -263,7 +272,7 @@ def test_bad_input_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> Non
     hyp.save(tmp_path)
     for which in ("worst", "0,7", "1,1", ""):
         with pytest.raises(UserError, match="need"):
-            chosen(which, hyp)
+            chosen(which, hyp, tmp_path)
     far = trimesh.creation.box((0.1, 0.1, 0.1))
     far.apply_translation([100, 0, 0])
     far.export(tmp_path / "far.glb")
@@ -283,6 +292,25 @@ def test_bad_input_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> Non
     assert command(["animate", "--from", str(tmp_path), "--seconds", "-1"]) == 2
     assert "positive length" in capsys.readouterr().err
     assert not (tmp_path / "animated.glb").exists()
+
+
+@pytest.mark.parametrize("earlier", [None, b"earlier"])
+def test_a_refused_folder_of_ply_files_leaves_no_new_animation(
+    tmp_path: Path, capsys, earlier: bytes | None
+) -> None:
+    hyp = _lively(2)
+    hyp.save(tmp_path)
+    mesh = _ball(hyp, tmp_path / "ball.glb")
+    (tmp_path / "animated").mkdir()
+    (tmp_path / "animated" / "mine.txt").write_text("mine")
+    if earlier is not None:
+        (tmp_path / "animated.glb").write_bytes(earlier)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert command(["animate", str(mesh), "--from", str(tmp_path), "--ply"]) == 2
+    assert "nothing else, got mine.txt" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    if earlier is not None:
+        assert (tmp_path / "animated.glb").read_bytes() == earlier
 
 
 def test_ply_of_points_alone_and_a_sequence_that_fails(tmp_path: Path) -> None:

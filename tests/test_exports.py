@@ -259,9 +259,11 @@ def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:
 
 def test_the_mean_is_one_of_the_choices_where_there_is_one() -> None:
     hyp = fan(3, 30, 12)
-    torch.testing.assert_close(named_hypotheses("mean", hyp)["mean"].evaluate()[0], hyp.mean)
+    torch.testing.assert_close(
+        named_hypotheses("mean", hyp, Path())["mean"].evaluate()[0], hyp.mean
+    )
     with pytest.raises(UserError, match="need hypotheses that share their cameras"):
-        named_hypotheses("mean", _moving())
+        named_hypotheses("mean", _moving(), Path())
 
 
 def test_chosen_hypotheses_keep_their_numbers_in_usd(tmp_path: Path) -> None:

@@ -268,6 +268,18 @@ def test_refuses_what_it_cannot_skin(tmp_path):
     empty = Glb(scene=0, scenes=[{"nodes": [0]}], nodes=[{"name": "nothing"}])
     with pytest.raises(UserError, match="need triangles, got none"):
         read_document(empty.save(tmp_path / "empty.glb"))
+    corners = {"attributes": {"POSITION": 0}}
+    for number, meshes in (
+        (7, [{"primitives": [corners]}]),
+        (0, [{"name": "no primitives"}]),
+        (0, [{"primitives": [{"indices": 0}]}]),
+        (0, [{"primitives": [None]}]),
+        ("0", [{"primitives": [corners]}]),
+    ):
+        glb = Glb(scene=0, scenes=[{"nodes": [0]}], nodes=[{"mesh": number}], meshes=meshes)
+        glb.add(np.eye(3))
+        with pytest.raises(UserError, match=r"b\.glb is not a mesh that can be animated: need"):
+            read_document(glb.save(tmp_path / "b.glb"))
     document, (hyp, rotations) = _document("mesh", tmp_path), _motion()
     rest, good = torch.zeros(NODES, 3), _skinning(np.random.default_rng(1), 9)
     five = Skinning(torch.arange(5).repeat(9, 1), torch.full((9, 5), 0.2))

@@ -9,10 +9,12 @@ import roma
 import torch
 import trimesh
 from torch import Tensor
+from unchecked import unchecked
 
 from diffusion4d.errors import UserError
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.splines import knot_vector
+from diffusion4d.surfaces import fusion
 from diffusion4d.surfaces.fusion import Volume, fused, fused_surface, to_nodes
 
 pytest.importorskip("skimage", reason="needs scikit-image, the extra surfaces")
@@ -122,6 +124,8 @@ def test_through_the_nodes_of_a_hypothesis() -> None:
     assert away[:, 2].min() < -0.85
     with pytest.raises(UserError, match="each of 3 frames, got 2"):
         fused_surface(hyp, 0, depths[:2])
+    with pytest.raises(UserError, match="192 x 192 px or in proportion, got 96 x 48"):
+        fused_surface(hyp, 0, depths[:, ::2])
 
 
 def test_maps_are_brought_to_the_nodes_that_are_seen() -> None:
@@ -144,6 +148,27 @@ def test_what_cannot_be_fused_is_refused() -> None:
         fused(nothing, LENS, _looking(0.0)[None], Volume(*BOX, 0.1))
     with pytest.raises(UserError, match="got none there"):
         fused(_depth((0, 0, 4), 1)[None], LENS, _looking(0.0)[None], Volume(*BOX, 0.1), votes=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"truncation": 0.0}, "need a truncation above 0, got 0.0"),
+        ({"truncation": float("nan")}, "need a truncation above 0, got nan"),
+        ({"votes": 0}, "need votes of 1 or more, got 0"),
+        ({"images": np.zeros((1, 3, SIDE, SIDE), np.float32)}, r"shape \[2, 3, 96, 96\], got \[1,"),
+        (
+            {"images": np.zeros((2, 3, 4, 4), np.float32)},
+            r"shape \[2, 3, 96, 96\], got \[2, 3, 4, 4",
+        ),
+        ({"extrinsics": torch.eye(4)[None]}, "extrinsics of 2 depth maps, got 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(given: dict, said: str) -> None:
+    depths = np.stack([_depth((0, 0, 4), 1)] * 2)
+    parts = {"extrinsics": _looking(0.0).expand(2, 4, 4), **given}
+    with pytest.raises(ValueError, match=said):
+        unchecked(fusion).fused(depths, LENS, volume=Volume(*BOX, 0.1), **parts)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import itertools
 import json
 import re
 import threading
@@ -13,9 +14,12 @@ import torch
 from browser import chromium, visit
 from fans import fan
 
+from diffusion4d.animate import chosen
 from diffusion4d.cli import run as command
 from diffusion4d.clip import read_clip
 from diffusion4d.errors import UserError
+from diffusion4d.export.recorded import length, reading
+from diffusion4d.export.report import report, write_report
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.viewer.content import PATH_INSTANTS, as_json, content
 from diffusion4d.viewer.page import page, write_page
@@ -108,6 +112,8 @@ def test_the_page_holds_the_motions() -> None:
     assert content(fan(3))["seconds"][-1] == pytest.approx(11 / 30, abs=1e-5)
     with pytest.raises(UserError, match="need the clip with the 12 frames"):
         content(hyp, _clip(fan(2, 6, 8)))
+    with pytest.raises(UserError, match="200 x 128 px or in proportion, got one of 128 x 128"):
+        content(hyp, read_clip(torch.zeros(12, 3, 128, 128, dtype=torch.uint8)))
 
 
 def test_nothing_in_the_data_ends_the_script() -> None:
@@ -165,6 +171,52 @@ def test_the_served_page_saves_the_choice(tmp_path: Path) -> None:
     assert torch.equal(Hypotheses.load(tmp_path / "kept").control_points, hyp.control_points[1:])
 
 
+LAYOUT = """
+<script>
+window.addEventListener("load", () => {
+  const wait = () => {
+    if (!window.viewer) return setTimeout(wait, 20);
+    const told = { width: innerWidth }, save = document.getElementById("save");
+    for (const id of ["stage", "heading", "legend", "hint", "save", "play"]) {
+      const { left, top, right, bottom } = document.getElementById(id).getBoundingClientRect();
+      told[id] = [left, top, right, bottom];
+    }
+    const aside = document.querySelector("aside").getBoundingClientRect();
+    told.aside = [aside.left, aside.top, aside.right, aside.bottom];
+    told.open = save.disabled;
+    document.getElementById("none").click(); told.none = save.disabled; save.click();
+    told.saved = document.getElementById("saved").textContent;
+    document.querySelector("#list input").click(); told.one = save.disabled;
+    const out = document.createElement("pre");
+    out.id = "told"; out.textContent = JSON.stringify(told); document.body.append(out);
+  };
+  wait();
+});
+</script>
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 900, 1280])
+def test_nothing_lies_on_top_of_another_and_a_choice_of_none_is_not_saved(
+    tmp_path: Path, width: int
+) -> None:
+    path = write_page(content(fan(4, 6, 12), title="a clip"), tmp_path / "view.html")
+    path.write_text(path.read_text("utf-8").replace("</body>", LAYOUT + "</body>"), "utf-8")
+    document, console = visit(path.as_uri(), tmp_path, f"--window-size={width},800")
+    assert console == []
+    told = _told(document)
+    assert told["width"] == width
+    for one, other in itertools.combinations(("heading", "legend", "hint"), 2):
+        (a, b, c, d), (left, top, right, bottom) = told[one], told[other]
+        assert c <= left or right <= a or d <= top or bottom <= b, (one, other)
+    # Nor does the row of the clock cover what is above it.
+    for name in ("stage", "aside"):
+        assert told[name][3] <= told["play"][1]
+    assert (told["open"], told["none"], told["one"]) == (False, True, False)
+    assert told["saved"] == ""
+
+
 @needs_browser
 def test_a_picture_of_it_is_not_empty(tmp_path: Path) -> None:
     from PIL import Image
@@ -178,6 +230,22 @@ def test_a_picture_of_it_is_not_empty(tmp_path: Path) -> None:
     assert (blue - red > 80).sum() > 50
 
 
+def test_a_page_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fan(2).save(tmp_path)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for place, said in (
+        ("page", f"need a file to write, got a folder at {tmp_path / 'page'}"),
+        ("file/view.html", f"cannot write {tmp_path / 'file' / 'view.html'}: File exists"),
+    ):
+        assert command(["view", str(tmp_path), "--html", str(tmp_path / place)]) == 2
+        assert capsys.readouterr().err == f"diffusion4d: {said}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
 def test_a_choice_is_checked(tmp_path: Path) -> None:
     hyp = fan(3)
     for body in (b"", b"[]", b'{"kept": "0"}', b'{"kept": [true]}', b'{"kept": [0.5]}'):
@@ -187,6 +255,54 @@ def test_a_choice_is_checked(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="at least one hypothesis out of 0 … 2"):
             save_choice(hyp, body, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_has_the_clock_of_the_clip(tmp_path: Path) -> None:
+    hyp = fan(4, 6, 12)
+    source = {"video": "a.mp4", "start": 1.5, "stride": 2}
+    told = report(
+        hyp,
+        seconds=0.8 * hyp.times.numpy(),
+        assumptions={"source": source},
+        timings={"sampling": 3.0},
+    )
+    write_report(told, tmp_path / "summary.json")
+    save_choice(hyp, b'{"kept": [3, 1]}', tmp_path)
+    folder = tmp_path / "kept"
+    kept = Hypotheses.load(folder)
+    assert length(kept, source=folder) == pytest.approx(0.8)
+    assert reading(folder) == source
+    own = json.loads((folder / "summary.json").read_text())
+    assert own["assumed"]["kept"] == {"numbers": [1, 3], "of": 4}
+    assert own["hypotheses"] | {"K": 4} == told["hypotheses"] | {
+        "seeds": [11, 13],
+        "rank": kept.rank().tolist(),
+    }
+    assert own["reprojection"]["median_px_per_hypothesis"] == [
+        told["reprojection"]["median_px_per_hypothesis"][k] for k in (1, 3)
+    ]
+    assert own["timings_s"] == {}
+
+
+def test_the_commands_take_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hyp = fan(4, 6, 12)
+    hyp.save(tmp_path)
+    arguments = ["export", str(tmp_path), "--formats", "tapip3d", "--hypotheses", "kept"]
+    assert command(arguments) == 2
+    assert f"need {tmp_path / 'choice.json'} for the kept" in capsys.readouterr().err
+    save_choice(hyp, b'{"kept": [3, 1]}', tmp_path)
+    assert not (tmp_path / "kept" / "summary.json").exists()
+    assert command(arguments) == 0
+    names = [p.name for p in sorted((tmp_path / "tapip3d").iterdir())]
+    assert names == ["hypothesis_01.npz", "hypothesis_03.npz"]
+    assert chosen("kept", hyp, tmp_path / "hypotheses.npz") == [1, 3]
+    # As the page that is a file hands it out.
+    (tmp_path / "choice.json").write_text('{"kept": [2], "rejected": [0, 1, 3]}')
+    assert chosen("kept", hyp, tmp_path) == [2]
+    # Of hypotheses that were sampled before these.
+    (tmp_path / "choice.json").write_text('{"kept": [2], "seeds": [7]}')
+    assert command(arguments) == 2
+    assert "of seeds [12], got one of [7]" in capsys.readouterr().err
 
 
 def test_the_server_answers_for_its_page_alone(tmp_path: Path) -> None:

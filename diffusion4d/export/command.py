@@ -1,9 +1,11 @@
 """What `diffusion4d export` does: hypotheses in the files of other tools.
 
 ply            ply/hypothesis_00/frame_0000.ply …    the points of every frame, with colours
-usd            hypotheses.usdc                       all hypotheses and the camera
+usd            hypotheses.usdc                       hypotheses and the camera
 gaussians      gaussians/hypothesis_00/frame_0000.ply …   the points' surface as 3D Gaussians
 tapvid3d, tapip3d, trackcraft3r                      LAYOUT/hypothesis_00.npz …, one trajectory a point
+
+Each holds the hypotheses that were asked for: by default the best one alone, in USD too.
 """
 
 import contextlib
@@ -48,7 +50,7 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
     every = Hypotheses.load(config.folder)
     beside = config.folder if config.folder.is_dir() else config.folder.parent
     out = config.out or beside
-    named = named_hypotheses(config.hypotheses, every)
+    named = named_hypotheses(config.hypotheses, every, config.folder)
     report = progress or (lambda *_: None)
     written: list[Path] = []
     for kind in dict.fromkeys(config.formats):
@@ -73,8 +75,11 @@ def run(config: Export, progress: Callable[[str, int, int], None] | None = None)
     return written
 
 
-def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
+def named_hypotheses(which: str, every: Hypotheses, source: Path) -> dict[str, Hypotheses]:
     """By name: "mean", or what `animate.chosen` takes.
+
+    Args:
+        source: folder of the hypotheses, or its hypotheses.npz.
 
     Raises:
         UserError: as that; or a mean of hypotheses that are each seen from cameras of their own, which has none.
@@ -91,19 +96,19 @@ def named_hypotheses(which: str, every: Hypotheses) -> dict[str, Hypotheses]:
             static=None,
         )
         return {"mean": mean}
-    numbers = chosen(which, every)
+    numbers = chosen(which, every, source)
     return {f"hypothesis_{k:02d}": every.select(torch.tensor([k])) for k in numbers}
 
 
 def _together(named: dict[str, Hypotheses]) -> Hypotheses:
-    first, *others = named.values()
-    rest = [first, *others]
+    parts = [*named.values()]
+    first = parts[0]
     own = first.extrinsics.ndim == 4
     return dataclasses.replace(
         first,
-        control_points=torch.cat([h.control_points for h in rest]),
-        seeds=torch.cat([h.seeds for h in rest]),
-        extrinsics=torch.cat([h.extrinsics for h in rest]) if own else first.extrinsics,
+        control_points=torch.cat([h.control_points for h in parts]),
+        seeds=torch.cat([h.seeds for h in parts]),
+        extrinsics=torch.cat([h.extrinsics for h in parts]) if own else first.extrinsics,
         static=None,
     )
 

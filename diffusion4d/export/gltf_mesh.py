@@ -100,6 +100,12 @@ def read_document(path: Path) -> MeshDocument:
             raise ValueError("need triangles, got none in its scene")
     except (ValueError, struct.error) as error:
         raise UserError(f"{path} is not a mesh that can be animated: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        # A part that is missing, or is no part of its kind.
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} is not a mesh that can be animated: need a valid glTF file, got {told}"
+        ) from error
     return MeshDocument(tree, data, tuple(parts))
 
 

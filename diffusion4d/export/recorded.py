@@ -50,11 +50,17 @@ def length(hypotheses: Hypotheses, clip: Clip | None = None, source: Path | None
 
 def reading(source: Path | None) -> dict[str, Any]:
     """How the clip was read (video, start, end, stride, …), by summary.json; nothing where that does not say."""
-    try:
-        found = _summary(source)["assumed"]["source"]
-    except (KeyError, TypeError):
-        return {}
+    found = (assumed(source) or {}).get("source")
     return found if isinstance(found, dict) else {}
+
+
+def assumed(source: Path | None) -> dict[str, Any] | None:
+    """What the run took for granted, by summary.json; None where that does not say."""
+    try:
+        found = _summary(source)["assumed"]
+    except (KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def start_of(asked: float | None, source: Path | None) -> float:

@@ -22,15 +22,17 @@ def read_depths(path: Path, num_frames: int) -> Float32[np.ndarray, "T H W"]:
     """
     if not path.is_file():
         raise UserError(f"no depth maps at {path}")
+    found = None
     try:
         with np.load(path, allow_pickle=False) as held:
-            if not isinstance(held, np.lib.npyio.NpzFile) or NAME not in held:
-                raise UserError(f"need an npz with the array {NAME!r}, got {path}")
-            found = held[NAME]
+            if isinstance(held, np.lib.npyio.NpzFile) and NAME in held:
+                found = held[NAME]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"need an npz with the array {NAME!r}, got {path}: {reason(error)}"
         ) from error
+    if found is None:
+        raise UserError(f"need an npz with the array {NAME!r}, got {path}")
     if found.ndim != 3 or not np.issubdtype(found.dtype, np.number) or len(found) != num_frames:
         raise UserError(
             f"need {NAME} of shape [{num_frames}, H, W], a map for every frame of the hypotheses, "

@@ -29,6 +29,7 @@ from diffusion4d.fields.blend import Carrier
 from diffusion4d.fields.motion import NodeMotion, motion_of, reference
 from diffusion4d.fields.skinning import Skinning, skin_by_graph
 from diffusion4d.hypotheses import SEEN, Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.surfaces.mesh import Mesh
 
 TRUNCATION = 3.0
@@ -97,17 +98,28 @@ def fused(
     Args:
         depths: z along the optical axis at the middles of the pixels; NaN where it is not known.
         intrinsics: (fx, fy, cx, cy) px of the depth maps. extrinsics: world to camera.
-        truncation: τ, 3 voxels by default.
+        truncation: τ above 0, 3 voxels by default.
         warp: places at rest to where they are in frame t, NaN for those it does not carry; the identity by default.
         images: sRGB in [0, 1], as large as the depth maps, for the colours: the mean of the frames that show a vertex.
-        votes: frames that a voxel has to be known in.
+        votes: frames that a voxel has to be known in, at least 1.
 
     Raises:
         UserError: scikit-image is missing, or no surface in the volume.
+        ValueError: a truncation that is not above 0, fewer votes than 1, extrinsics of another number of frames than
+            the depth maps, or images of another number or size.
     """
+    tau = TRUNCATION * volume.voxel if truncation is None else truncation
+    if not 0 < tau < np.inf:
+        raise ValueError(f"need a truncation above 0, got {tau}")
+    if votes < 1:
+        raise ValueError(f"need votes of 1 or more, got {votes}")
+    if len(extrinsics) != len(depths):
+        raise ValueError(f"need extrinsics of {len(depths)} depth maps, got {len(extrinsics)}")
+    if images is not None and images.shape != (len(depths), 3, *depths.shape[1:]):
+        wanted = [len(depths), 3, *depths.shape[1:]]
+        raise ValueError(f"need images of shape {wanted}, got {list(images.shape)}")
     measure = _marching_cubes()
     places = volume.places()
-    tau = TRUNCATION * volume.voxel if truncation is None else truncation
     total, count = np.zeros(len(places), np.float32), np.zeros(len(places), np.int32)
     at = _places_in(warp, places)
     for t, depth in enumerate(depths):
@@ -160,11 +172,18 @@ def fused_surface(
         resolution: voxels along the longest side of the nodes' box.
 
     Raises:
-        UserError: as `fused`; or depth maps of another number of frames.
+        UserError: as `fused`; or depth maps of another number of frames, or out of proportion with the clip.
+        ValueError: as `fused`.
     """
     T = hypotheses.num_frames
     if len(depths) != T:
         raise UserError(f"need a depth map for each of {T} frames, got {len(depths)}")
+    if not in_proportion(depths.shape[1:], hypotheses.size):
+        (height, width), (rows, columns) = depths.shape[1:], hypotheses.size
+        raise UserError(
+            f"need depth maps of the whole frames, {columns} x {rows} px or in proportion, "
+            f"got {width} x {height}"
+        )
     one = hypotheses.select(torch.tensor([number]))
     rest = reference(hypotheses)
     motion = motion_of(one, rest)

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from diffusion4d.cameras import project, transform
 from diffusion4d.errors import UserError
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.surfaces.mesh import Mesh
 
 LONGEST_SIDE = 2048
@@ -48,8 +49,7 @@ def first_picture(
 
     clip = read_clip(video, start=start, max_frames=2, max_size=LONGEST_SIDE)
     (height, width), (rows, columns) = clip.size, hypotheses.size
-    # Sizes are rounded to whole px when a clip is shrunk.
-    if abs(width * rows / (height * columns) - 1) > 2 / min(rows, columns):
+    if not in_proportion(clip.size, hypotheses.size):
         raise UserError(
             f"need the clip of the hypotheses, {columns} x {rows} px or in proportion, "
             f"got one of {width} x {height}"

@@ -8,6 +8,7 @@ from diffusion4d.config import View
 from diffusion4d.errors import UserError
 from diffusion4d.export.recorded import reading
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.viewer import serve
 from diffusion4d.viewer.content import content
 from diffusion4d.viewer.page import page, write_page
@@ -17,7 +18,7 @@ def run(config: View, say: Callable[[str], None]) -> None:
     """Write the page to `config.html`, or serve it until Ctrl-C.
 
     Raises:
-        UserError: hypotheses or video cannot be used, or the port is taken.
+        UserError: hypotheses or video cannot be used, the page cannot be written, or the port is taken.
     """
     folder = config.folder if config.folder.is_dir() else config.folder.parent
     hypotheses = Hypotheses.load(config.folder)
@@ -64,5 +65,8 @@ def clip_of(
         say(
             f"without the video: {known} has {clip.T} frames, the hypotheses {hypotheses.num_frames}"
         )
+        return None
+    if not in_proportion(clip.size, hypotheses.size):
+        say(f"without the video: {known} is out of proportion with the hypotheses' clip")
         return None
     return clip

@@ -22,6 +22,7 @@ from diffusion4d.errors import UserError
 from diffusion4d.export.palette import colours
 from diffusion4d.export.recorded import clock
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.pictures import in_proportion
 from diffusion4d.splines.basis import basis_functions
 
 PATH_INSTANTS = 4
@@ -45,12 +46,18 @@ def content(
         source: folder of the hypotheses, whose summary.json tells the seconds where there is no clip.
 
     Raises:
-        UserError: a clip with another number of frames.
+        UserError: a clip with another number of frames, or out of proportion with the hypotheses'.
     """
     hyp = hypotheses.to("cpu")
     if clip is not None and hyp.num_frames != clip.T:
         raise UserError(
             f"need the clip with the {hyp.num_frames} frames of the hypotheses, got {clip.T}"
+        )
+    if clip is not None and not in_proportion(clip.size, hyp.size):
+        (height, width), (rows, columns) = clip.size, hyp.size
+        raise UserError(
+            f"need the clip of the hypotheses, {columns} x {rows} px or in proportion, "
+            f"got one of {width} x {height}"
         )
     dense = np.interp(
         np.arange((hyp.num_frames - 1) * PATH_INSTANTS + 1) / PATH_INSTANTS,

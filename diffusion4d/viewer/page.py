@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion4d.atomic import replace_when_done
+from diffusion4d.errors import UserError
 from diffusion4d.viewer.content import as_json
 
 _SCRIPTS = ("motion.js", "scene.js", "panels.js", "app.js")
@@ -36,10 +37,15 @@ def write_page(content: dict[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write the file, all of it or nothing.
 
     Raises:
-        OSError: it cannot be written.
+        UserError: there is a folder, it cannot be written, or the disk is full. An older file is left.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_done(path) as temporary:
-        temporary.write_text(page(content), "utf-8")
+    if path.is_dir():
+        raise UserError(f"need a file to write, got a folder at {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_done(path) as temporary:
+            temporary.write_text(page(content), "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

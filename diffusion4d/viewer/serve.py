@@ -11,35 +11,36 @@ import torch
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.errors import UserError
+from diffusion4d.export.choice import CHOICE, kept_of
+from diffusion4d.export.recorded import REPORT, assumed, clock
+from diffusion4d.export.report import report, write_report
 from diffusion4d.hypotheses import Hypotheses
 
 HOST = "127.0.0.1"
 """This machine alone: the page is nobody else's."""
-CHOICE = "choice.json"
 KEPT = "kept"
 LARGEST = 1 << 20
 """Bytes of a choice."""
 
 
 def save_choice(hypotheses: Hypotheses, body: bytes, folder: Path) -> str:
-    """Write choice.json and kept/hypotheses.npz with the hypotheses that were kept; returns what was done.
+    """Write choice.json, and into kept/ the hypotheses that were kept, alone; returns what was done.
+
+    kept/ gets a summary.json of its own where `folder` has one: video, clock and assumptions are taken over, all that
+    is of the hypotheses is theirs. Timings are not: nothing was sampled.
 
     Raises:
         UserError: no choice of these hypotheses, or nothing is kept.
     """
-    try:
-        kept = json.loads(body)["kept"]
-        good = isinstance(kept, list) and all(type(k) is int for k in kept)
-    except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise UserError('need JSON such as {"kept": [0, 2]}')
-    K = hypotheses.num_hypotheses
-    kept = sorted(set(kept))
-    if not kept or kept[0] < 0 or kept[-1] >= K:
-        raise UserError(f"need at least one hypothesis out of 0 … {K - 1}, got {kept}")
+    kept, K = kept_of(body, hypotheses), hypotheses.num_hypotheses
     chosen = hypotheses.select(torch.tensor(kept))
     chosen.save(folder / KEPT)
+    assumptions = assumed(folder)
+    if assumptions is not None:
+        own = {**assumptions, "kept": {"numbers": kept, "of": K}}
+        seconds = clock(hypotheses, source=folder)
+        content = report(chosen.to("cpu"), seconds=seconds, assumptions=own, timings={})
+        write_report(content, folder / KEPT / REPORT)
     choice = {"kept": kept, "rejected": [k for k in range(K) if k not in kept]}
     choice["seeds"] = chosen.seeds.tolist()
     with replace_when_done(folder / CHOICE) as temporary:

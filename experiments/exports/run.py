@@ -2,8 +2,9 @@ r"""Do the files of every real clip pass their validators and hold what was samp
 
 Every clip is sampled (K = 4), exported in all formats and read back by readers that did not write the files: Khronos'
 glTF validator (`GLTF_VALIDATOR`: the folder of its npm package), the project's own reader of animated glTF for skins,
-trimesh for PLY, USD's own validators and camera, numpy for npz; and Blender where `BLENDER` names a Python that has
-bpy. Told is the largest distance to the source, in scene units (median depth 1).
+trimesh for PLY and the means of Gaussians, which are compared with the surface as the field carries it, USD's own
+validators and camera, numpy for npz; and Blender where `BLENDER` names a Python that has bpy. Told is the largest
+distance to the source over all hypotheses and frames, in scene units (median depth 1).
 
     python experiments/exports/run.py --videos FOLDER
 """
@@ -11,6 +12,7 @@ bpy. Told is the largest distance to the source, in scene units (median depth 1)
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,9 +29,14 @@ from diffusion4d import animate, cli
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import Animate
 from diffusion4d.data.animated_glb import read_animated
+from diffusion4d.export.glb import write_glb
+from diffusion4d.export.recorded import REPORT, length, start_of
 from diffusion4d.fields.blend import deform
-from diffusion4d.fields.motion import motion_of
+from diffusion4d.fields.graph import surface_distances
+from diffusion4d.fields.motion import motion_of, reference
+from diffusion4d.fields.skinning import skin
 from diffusion4d.hypotheses import Hypotheses
+from diffusion4d.surfaces.delaunay import anchor_surface
 
 FLIP = np.array([1, -1, -1])
 FORMATS = ("ply", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r")
@@ -77,6 +84,8 @@ class Settings:
     """Folder of real clips, however deep."""
     out: Path = Path(__file__).parent / "results.json"
     hypotheses: int = 4
+    sampled: Path | None = None
+    """Folder of folders that `diffusion4d sample` wrote, by the clips' names: their first hypotheses are taken."""
     only: tuple[str, ...] = ()
     """Clips by name; all by default."""
 
@@ -154,38 +163,79 @@ def points_of(scene: trimesh.Scene) -> np.ndarray:
     return np.asarray(getattr(cloud, "vertices"))  # noqa: B009
 
 
-def files_error(folder: Path, hyp: Hypotheses) -> dict:
-    """PLY, Gaussians and npz of the first hypothesis."""
-    places = hyp.evaluate()[0].numpy()
-    worst, splats = 0.0, 0
-    for t in range(hyp.num_frames):
-        cloud = trimesh.load_scene(folder / "ply" / "hypothesis_00" / f"frame_{t:04d}.ply")
-        worst = max(worst, float(np.abs(points_of(cloud) * FLIP - places[:, t]).max()))
-        splat = trimesh.load_scene(folder / "gaussians" / "hypothesis_00" / f"frame_{t:04d}.ply")
-        splats += int(np.isfinite(points_of(splat)).all())
-    own = np.load(folder / "tapvid3d" / "hypothesis_00.npz")["tracks_XYZ"]
-    world = np.load(folder / "tapip3d" / "hypothesis_00.npz")["coords"]
-    first = np.load(folder / "trackcraft3r" / "hypothesis_00.npz")["tracks"]
-    camera = hyp.camera_points()[0].transpose(0, 1).numpy()
-    return {
-        "ply": worst,
-        "gaussian frames": splats,
-        "tapvid3d": float(np.abs(own - camera).max()),
-        "tapip3d": float(np.abs(world - places.transpose(1, 0, 2)).max()),
-        "trackcraft3r, first frame": float(np.abs(first[0] - camera[0]).max()),
-    }
+def files_error(folder: Path, hyp: Hypotheses, video: Path) -> dict:
+    """PLY, Gaussians and npz of every hypothesis and frame: the largest distance from what was sampled."""
+    places = hyp.evaluate().transpose(1, 2).numpy()
+    camera = hyp.camera_points().transpose(1, 2).numpy()
+    first = places
+    if hyp.frame == "world":
+        # TrackCraft3R's axes are those of the first frame's camera, in all frames.
+        anchor = hyp.cameras[:, 0].numpy()
+        first = (
+            np.einsum("kij,ktnj->ktni", anchor[:, :3, :3], places) + anchor[:, None, None, :3, 3]
+        )
+    surface = carried_surface(folder, hyp, video)
+    worst = dict.fromkeys(("ply", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"), 0.0)
+    frames = 0
+
+    def compare(kind: str, found: np.ndarray, expected: np.ndarray) -> None:
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            raise RuntimeError(f"need {list(expected.shape)} numbers, got {found} in {kind}")
+        worst[kind] = max(worst[kind], float(np.abs(found - expected).max()))
+
+    for k in range(hyp.num_hypotheses):
+        name = f"hypothesis_{k:02d}"
+        for t in range(hyp.num_frames):
+            cloud, splat = (
+                points_of(trimesh.load_scene(folder / kind / name / f"frame_{t:04d}.ply"))
+                for kind in ("ply", "gaussians")
+            )
+            compare("ply", cloud * FLIP, places[k, t])
+            compare("gaussians", splat, surface[k, t])
+            frames += 1
+        arrays = {
+            "tapvid3d": ("tracks_XYZ", camera),
+            "tapip3d": ("coords", places),
+            "trackcraft3r": ("tracks", first),
+        }
+        for kind, (key, expected) in arrays.items():
+            compare(kind, np.load(folder / kind / f"{name}.npz")[key], expected[k])
+    return {"hypotheses": hyp.num_hypotheses, "frames": frames, **worst}
 
 
-def clip(video: Path, hypotheses: int) -> dict:
-    """Everything of one clip."""
+def carried_surface(folder: Path, hyp: Hypotheses, video: Path) -> np.ndarray:
+    """[K, T, V, 3]: the points' surface, finer by two levels, where the field carries it: the means of Gaussians."""
+    picture = animate.first_frame(video, hyp, start_of(None, folder))
+    mesh, rest = anchor_surface(hyp, picture, levels=2), reference(hyp)
+    distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
+    points, skinning = torch.from_numpy(mesh.vertices), skin(torch.from_numpy(distances))
+    return deform(points, skinning, motion_of(hyp, rest)).numpy()
+
+
+def sampled(folder: Path, source: Path, count: int) -> None:
+    """The first hypotheses of a folder that `diffusion4d sample` wrote, as if they alone had been sampled."""
+    hyp = Hypotheses.load(source)
+    hyp = hyp.select(torch.arange(min(count, hyp.num_hypotheses)))
+    hyp.save(folder)
+    shutil.copy(source / REPORT, folder)
+    write_glb(hyp, folder / "hypotheses.glb", seconds=length(hyp, source=folder))
+
+
+def clip(video: Path, hypotheses: int, source: Path | None = None) -> dict:
+    """Everything of one clip, sampled here or in the folder `source`."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / video.stem
         begun = time.perf_counter()
         commands = [
             ["sample", str(video), "-k", str(hypotheses), "-o", str(folder)],
+        ]
+        if source is not None:
+            sampled(folder, source, hypotheses)
+            commands = []
+        kinds = ["--formats", "usd", *FORMATS]
+        commands += [
             ["animate", "--from", str(folder), "--video", str(video)],
-            ["export", str(folder), "--formats", "usd", "--hypotheses", "all"],
-            ["export", str(folder), "--hypotheses", "0", "--formats", *FORMATS],
+            ["export", str(folder), "--video", str(video), "--hypotheses", "all", *kinds],
         ]
         for command in commands:
             code = cli.run(command)
@@ -200,7 +250,7 @@ def clip(video: Path, hypotheses: int) -> dict:
             },
             "skin": skin_error(folder, hyp, video),
             "usd": usd_error(folder / "hypotheses.usdc", hyp),
-            "files": files_error(folder, hyp),
+            "files": files_error(folder, hyp, video),
             "megabytes": round(
                 sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1
             ),
@@ -215,7 +265,8 @@ def main(settings: Settings) -> None:
     for video in videos:
         if settings.only and video.stem not in settings.only:
             continue
-        found[video.stem] = clip(video, settings.hypotheses)
+        source = None if settings.sampled is None else settings.sampled / video.stem
+        found[video.stem] = clip(video, settings.hypotheses, source)
         print(video.stem, json.dumps(found[video.stem]), file=sys.stderr, flush=True)
         with replace_when_done(settings.out) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")

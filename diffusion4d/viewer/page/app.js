@@ -100,6 +100,8 @@ function pick(n) {
 
 function keepChanged() {
   element("kept").textContent = `${state.kept.size} of ${motion.K} kept`;
+  // A choice of none is none: what reads it needs a hypothesis.
+  element("save").disabled = state.kept.size === 0;
   for (const box of element("list").querySelectorAll("input")) box.checked = state.kept.has(Number(box.value));
   pathsAreOld = true; pick(state.picked);
 }
