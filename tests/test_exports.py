@@ -23,7 +23,7 @@ from diffusion4d.export.gaussians import C0, NAMES, gaussian_ply
 from diffusion4d.export.palette import ramp
 from diffusion4d.export.usd import write_usd
 from diffusion4d.hypotheses import Hypotheses
-from diffusion4d.surfaces.gaussians import Gaussians, carried, gaussians_of
+from diffusion4d.surfaces.gaussians import Gaussians, carried, gaussians_of, surface_jacobians
 from diffusion4d.surfaces.mesh import Mesh
 
 FLIP = np.array([1, -1, -1])
@@ -248,6 +248,28 @@ def test_the_size_of_gaussians_is_that_of_their_neighbourhood() -> None:
     expected = (apart**2)[:, None, None] / 4 * (np.eye(3) - across + across / 100)
     np.testing.assert_allclose(splats.covariances, expected, rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(splats.opacities, 0.95)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (1, 2)])
+def test_gaussians_stretch_and_turn_with_the_surface(batch: tuple[int, ...]) -> None:
+    ball = trimesh.creation.icosphere(2)
+    faces = np.asarray(ball.faces, np.int64)
+    mesh = Mesh(ball.vertices.astype(np.float32), faces)
+    rest, corners = torch.from_numpy(mesh.vertices).double(), torch.from_numpy(faces)
+    splats = gaussians_of(mesh)
+    deviations = splats.axes()[1]
+    # Twice as large: deviations double along the surface, and stay across it.
+    grown = (2 * rest + 3).expand(*batch, -1, -1)
+    found = carried(splats, grown, surface_jacobians(rest, grown, corners)).axes()[1]
+    expected = deviations * torch.tensor([1.0, 2, 2])
+    torch.testing.assert_close(found.float(), expected.expand_as(found), atol=0, rtol=1e-3)
+    turn = roma.random_rotmat(dtype=torch.float64)
+    turned = (rest @ turn.T).expand(*batch, -1, -1)
+    jacobians = surface_jacobians(rest, turned, corners)
+    torch.testing.assert_close(jacobians, turn.expand_as(jacobians), atol=1e-5, rtol=0)
+    # What no triangle holds stays as it was.
+    lone = torch.cat([rest, rest[:1] + 5])
+    assert torch.equal(surface_jacobians(lone, 2 * lone, corners)[-1], torch.eye(3).double())
 
 
 def test_gaussians_of_every_frame(sampled: Hypotheses, tmp_path: Path) -> None:

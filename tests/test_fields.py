@@ -10,7 +10,7 @@ from fans import fan
 from torch import Tensor
 
 from diffusion4d.errors import UserError
-from diffusion4d.fields.blend import carry_normals, deform, held_jacobian, jacobian
+from diffusion4d.fields.blend import Blend, carry_normals, deform, held_jacobian, jacobian
 from diffusion4d.fields.graph import APART, node_distances, surface_distances
 from diffusion4d.fields.inverse import invert
 from diffusion4d.fields.measures import arap_energy, edge_stretch, edges_of, fold_over
@@ -81,6 +81,40 @@ def test_collinear_neighbours_turn_with_their_line_and_no_further() -> None:
     torch.testing.assert_close(
         torch.linalg.det(mirrored.rotations), torch.ones(20, dtype=torch.float64)
     )
+
+
+@pytest.mark.parametrize("axis", [[0.0, 0, 1], [0.3, 0.5, 0.8]])
+@pytest.mark.parametrize("nodes", [2, 8])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_line_turns_half_way_round_without_a_jump(
+    batch: tuple[int, ...], nodes: int, axis: list[float]
+) -> None:
+    rest = torch.zeros(nodes, 3, dtype=torch.float64)
+    rest[:, 0] = torch.linspace(0, 1, nodes)
+    about = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0)
+    # On beyond the antipode, where the least turn from rest goes the other way.
+    angle = torch.linspace(0, 1.5 * math.pi, 300, dtype=torch.float64)
+    turn = roma.rotvec_to_rotmat(angle[:, None] * about)
+    noise = torch.randn(*batch, 300, nodes, 3, generator=torch.Generator().manual_seed(0))
+    positions = torch.einsum("tij,nj->tni", turn, rest) + 1e-4 * noise
+    motion = node_motion(rest, positions)
+    assert torch.linalg.det(motion.rotations).min() > 0.999
+    step = roma.rotmat_geodesic_distance(
+        motion.rotations[..., 1:, :, :, :], motion.rotations[..., :-1, :, :, :]
+    )
+    assert step.max() * 180 / math.pi < 2.0
+    # And the line is where its nodes are.
+    along = (motion.rotations @ rest[-1]).mean(-2)
+    expected = positions[..., -1, :] - positions[..., 0, :]
+    torch.testing.assert_close(along, expected, atol=2e-3, rtol=0)
+
+
+def test_a_body_has_the_same_turns_at_an_instant_as_in_a_motion() -> None:
+    rest = _cloud(30)
+    positions = rest + 0.3 * torch.stack([_cloud(30, seed) for seed in range(1, 5)])
+    together = node_motion(rest, positions).rotations
+    for at, alone in zip(together, positions, strict=True):
+        torch.testing.assert_close(node_motion(rest, alone).rotations, at)
 
 
 def test_at_a_hinge_each_side_keeps_its_own_turn() -> None:
@@ -252,6 +286,18 @@ def test_the_additive_field_shears_what_the_others_turn() -> None:
         assert (direction - expected).norm() < limit
     flat = deform(stick, held, motion, "additive").double()
     assert (torch.nn.functional.normalize(flat[2] - flat[0], dim=0) - expected).norm() > 0.5
+
+
+@pytest.mark.parametrize("blend", ["additive", "linear", "dual_quaternion"])
+def test_float64_is_kept_and_gradients_are_where_they_are_promised(blend: Blend) -> None:
+    rest, points = _cloud(20), _cloud(30, 1).requires_grad_()
+    shift = torch.tensor([0.1, 1e3, 0], dtype=torch.float64)
+    motion = node_motion(rest, (rest + shift).requires_grad_())
+    moved = deform(points, skin(torch.cdist(points.detach(), rest)), motion, blend)
+    assert moved.requires_grad == (blend == "dual_quaternion")
+    assert moved.dtype == torch.float64
+    # In float32 a place at 1000 is told to 6e-5.
+    torch.testing.assert_close(moved, points + shift, atol=1e-8, rtol=0)
 
 
 def test_every_hypothesis_drives_the_same_surface() -> None:

@@ -1,6 +1,7 @@
 """Surfaces of the anchor frame: planes stay planes, depth edges are cut, territories are nearest points."""
 
 import dataclasses
+import doctest
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import trimesh
 from fans import fan
 from jaxtyping import config
 
+import diffusion4d.surfaces
 from diffusion4d.cameras import project
 from diffusion4d.errors import UserError
 from diffusion4d.fields.motion import reference
@@ -88,6 +90,11 @@ def test_territories_are_nearest_points() -> None:
     y, x = np.mgrid[:16, :20] + 0.5
     away = np.hypot(x[..., None] - pixels[:, 0], y[..., None] - pixels[:, 1])
     np.testing.assert_array_equal(labels, away.argmin(-1))
+
+
+def test_the_library_calls_are_as_shown() -> None:
+    failed, tried = doctest.testmod(diffusion4d.surfaces)
+    assert (failed, tried) == (0, 6)
 
 
 def test_too_little_for_a_surface_is_refused() -> None:

@@ -4,10 +4,10 @@ A surface is a smooth base x plus offsets. In the local frames of the base (`fie
 
     d = Fᵀ (x_full − x),        and under any deformation of the base        x'_full = x' + F' d,
 
-so it neither slides nor shears, whatever moved the base. The base of a given mesh is the mesh smoothed: the implicit
-Laplacian flow of Desbrun et al. 1999, (I + λ L) x = x_full, with the uniform Laplacian over welded vertices, of which
-λ = `SMOOTH` takes away what is finer than a few edges. The frame-less alternative keeps the offset in the world, and is
-there to be compared with.
+so it neither slides nor shears, whatever moved the base. Copies of a vertex at a seam share a frame, and stay together.
+The base of a given mesh is the mesh smoothed: the implicit Laplacian flow of Desbrun et al. 1999, (I + λ L) x = x_full,
+with the uniform Laplacian over welded vertices, of which λ = `SMOOTH` takes away what is finer than a few edges. The
+frame-less alternative keeps the offset in the world, and is there to be compared with.
 
 Shape letters:  V vertices   F faces   B hypotheses and instants (any leading axes)
 """
@@ -36,7 +36,8 @@ class Detail:
     offsets: Float[Tensor, "V 3"]
     """Along tangent, bitangent and normal, in the units of the surface."""
     faces: Int64[Tensor, "F 3"]
-    guide: Int64[Tensor, "V"]
+    guide: Int64[Tensor, "V 2"]
+    """Of `fields.frames.guides`: the copies that a seam has made of a vertex share its frame."""
 
     def on(self, base: Float[Tensor, "*B V 3"]) -> Float[Tensor, "*B V 3"]:
         """The full surface over a deformed base."""
@@ -50,7 +51,7 @@ def extract(
     """What the full surface has over the base.
 
     Raises:
-        ValueError: a vertex that belongs to no triangle.
+        ValueError: a vertex of the base that has no frame (`fields.frames.guides`).
     """
     guide = guides(base, faces)
     turned = frames(base, faces, guide)
@@ -113,7 +114,7 @@ def drift(
     base: Float[Tensor, "*B V 3"],
     full: Float[Tensor, "*B V 3"],
     faces: Int64[Tensor, "F 3"],
-    guide: Int64[Tensor, "V"],
+    guide: Int64[Tensor, "V 2"],
 ) -> Float[Tensor, "*B"]:
     """RMS change of the offset in the local frames of the deformed base, over the RMS offset; 0 is perfect."""
     turned = frames(base, faces, guide)

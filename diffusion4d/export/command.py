@@ -29,14 +29,13 @@ from diffusion4d.export.palette import ramp
 from diffusion4d.export.ply import ply
 from diffusion4d.export.recorded import clock, start_of
 from diffusion4d.export.usd import write_usd
-from diffusion4d.fields.blend import held_jacobian
 from diffusion4d.fields.graph import surface_distances
-from diffusion4d.fields.motion import NodeMotion, motion_of, reference
+from diffusion4d.fields.motion import reference
 from diffusion4d.fields.skinning import skin
 from diffusion4d.fields.stream import stream
 from diffusion4d.hypotheses import Hypotheses
 from diffusion4d.surfaces.delaunay import anchor_surface, sampled
-from diffusion4d.surfaces.gaussians import carried, gaussians_of
+from diffusion4d.surfaces.gaussians import carried, gaussians_of, surface_jacobians
 
 USD_NAME = "hypotheses.usdc"
 
@@ -162,11 +161,9 @@ def _splats(
     rest = reference(every)
     distances = surface_distances(mesh.vertices, mesh.faces, rest.places.numpy())
     skinning, splats = skin(torch.from_numpy(distances)), gaussians_of(mesh)
-    points = torch.from_numpy(mesh.vertices)
+    points, corners = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
     for name, hypothesis in named.items():
-        nodes = motion_of(hypothesis, rest)
         for _, span, places in stream(points, skinning, hypothesis, rest):
             for t, means in zip(range(span.start, span.stop), places, strict=True):
-                here = NodeMotion(rest.places, nodes.positions[0, t], nodes.rotations[0, t])
-                moved = carried(splats, means, held_jacobian(skinning, here))
+                moved = carried(splats, means, surface_jacobians(points, means, corners))
                 yield f"{name}/frame_{t:04d}.ply", gaussian_ply(moved)

@@ -40,6 +40,9 @@ def deform(
 ) -> Float[Tensor, "*B V 3"]:
     """Where the points are at every B.
 
+    Gradients pass through "dual_quaternion" only: the other two are a product of sparse matrices outside of autograd,
+    and their answer is detached. They reckon in float64 where the points are float64, else in float32.
+
     Raises:
         ValueError: a skinning of other points or of nodes that are not there.
     """
@@ -52,7 +55,7 @@ def deform(
 class Carrier:
     """S: the points and their weights as one sparse matrix, for motions of as many nodes.
 
-    Gradients do not pass through it.
+    Gradients do not pass through it. It has the precision of the points, float32 or float64.
     """
 
     def __init__(
@@ -63,12 +66,13 @@ class Carrier:
         blend: Literal["additive", "linear"] = "linear",
     ) -> None:
         V, J = skinning.indices.shape
-        weight = skinning.weights.detach().cpu().numpy().astype(np.float32)
+        precision = np.float64 if points.dtype == torch.float64 else np.float32
+        weight = skinning.weights.detach().cpu().numpy().astype(precision)
         column = skinning.indices.cpu().numpy()
-        self.blend, self.points = blend, points
+        self.blend, self.points = blend, points.detach()
         if blend == "linear":
-            one = np.ones((V, 1), np.float32)
-            place = np.concatenate([points.detach().cpu().numpy().astype(np.float32), one], 1)
+            one = np.ones((V, 1), precision)
+            place = np.concatenate([points.detach().cpu().numpy().astype(precision), one], 1)
             weight = (weight[:, :, None] * place[:, None]).reshape(V, 4 * J)
             column = (4 * column[:, :, None] + np.arange(4)).reshape(V, 4 * J)
         width = column.shape[1]
@@ -85,7 +89,8 @@ class Carrier:
         else:
             affine = motion.positions - motion.rest
         packed = affine.reshape(-1, affine.shape[-2], 3).transpose(0, 1).flatten(1)
-        moved = torch.from_numpy(self.matrix @ packed.detach().cpu().float().numpy())
+        numbers = packed.detach().cpu().numpy().astype(self.matrix.dtype)
+        moved = torch.from_numpy(self.matrix @ numbers)
         moved = moved.view(len(self.points), -1, 3).transpose(0, 1)
         moved = moved.reshape(*lead, len(self.points), 3).to(motion.positions)
         return moved + self.points.to(moved) if self.blend == "additive" else moved

@@ -8,6 +8,13 @@ with w_ij = exp(−D_ij² / 2 σ²), s_i = Σ_j w_ij |g_j − g_i|² (Levi & Got
 eq. 3). The second term, over a few passes that start from the rotation of all nodes together, decides what edges leave
 open: neighbours on a line do not say how they turn about it, and a single one says less still. So R is always proper.
 
+A body that is a line leaves the rotation of all nodes open as well. With P the product of its places and G its rest,
+the turn goes on from the one an instant before (from none, at the first),
+
+    R^u = argmax_{R ∈ SO(3)} ⟨R, P^u + ε ‖G‖² R^{u−1}⟩,    ε = `OPEN` / 10
+
+which for ε → 0 is the least turn from there that brings the line where it is: it never jumps, also half-way round.
+
 The reference is one shape for all hypotheses, the mean of the anchor frame, though each hypothesis has an anchor
 shape of its own: g is the name of a material point, and x ↦ x' takes the surface at rest to where hypothesis k has it
 at u, at the anchor's own time as well. So one mesh, skinned once, is driven by every hypothesis.
@@ -33,6 +40,9 @@ SMOOTH = 0.02
 0.28 of the additive field's drift, against 0.75 % and 0.43 at 0.1 and eight neighbours; less changes nothing more.
 Nodes with noise of 1 % of the diagonal still gain by it, with 3 % it makes no difference."""
 PASSES = 3
+OPEN = 1e-3
+"""Of ‖G‖²: where the two lesser singular values of the product (the least with the sign of the determinant) sum to
+less, the body is a line: 30 times as long as it is wide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +84,8 @@ def node_motion(
     """Local rotations of moving nodes.
 
     Args:
+        positions: the last of the axes B, if there are any, is time. It matters to bodies that are a line only, whose
+            turn about themselves goes on from instant to instant.
         along: distances over the node graph; out of the rest shape by default.
         neighbours: J, fewer where there are fewer nodes.
     """
@@ -88,9 +100,8 @@ def node_motion(
     floor = 1e-6 * size_N.mean().clamp_min(1e-30)
     centred = positions - positions.mean(-2, keepdim=True)
     whole = torch.einsum("...ni,nj->...ij", centred, rest - rest.mean(0))
-    # A body that is a point or a line leaves its turn open: the identity then decides.
-    whole = whole + 1e-4 * (rest - rest.mean(0)).square().sum().clamp_min(1e-30) * _eye(whole)
-    turned = _proper(whole)[..., None, :, :].expand(*positions.shape, 3)
+    extent = (rest - rest.mean(0)).square().sum().clamp_min(1e-30)
+    turned = _together(whole, extent)[..., None, :, :].expand(*positions.shape, 3)
     moved = positions[..., near_NJ, :] - positions[..., None, :]
     edges = torch.einsum("nj,...nji,njk->...nik", weight_NJ, moved, edge_NJ3)
     for _ in range(passes):
@@ -137,6 +148,26 @@ def _neighbours(along: Float[Tensor, "N N"], count: int) -> tuple[Tensor, Float[
     near, indices = off.topk(count, dim=1, largest=False)
     width = near.mean(1, keepdim=True).clamp_min(1e-12)
     return indices, torch.exp(-0.5 * (near / width).square())
+
+
+def _together(
+    products: Float[Tensor, "*B 3 3"], extent: Float[Tensor, ""]
+) -> Float[Tensor, "*B 3 3"]:
+    """The rotation of all nodes; the identity decides what is left open, or the instant before."""
+    weight = OPEN / 10 * extent
+    alone = _proper(products + weight * _eye(products))
+    if products.ndim < 3:
+        return alone
+    values = torch.linalg.svdvals(products.detach())
+    lesser = values[..., 1] + values[..., 2] * torch.linalg.det(products.detach()).sign()
+    line = (lesser < OPEN * extent).any(-1)
+    if not bool(line.any()):
+        return alone
+    turn, turns = _eye(products), []
+    for product in products.unbind(-3):
+        turn = _proper(product + weight * turn)
+        turns.append(turn)
+    return torch.where(line[..., None, None, None], torch.stack(turns, -3), alone)
 
 
 def _proper(products: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:

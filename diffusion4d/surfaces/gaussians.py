@@ -8,6 +8,11 @@ so that discs overlap and leave no holes. A map with the Jacobian J carries it a
 
     μ' = φ(μ),   Σ' = J Σ Jᵀ                                    (the push-forward of a Gaussian, to first order)
 
+J is told by the triangles about a vertex, since nodes' rotations cannot stretch: with e their edges in the tangent
+plane at rest, e' the same edges in that of the moved surface (`surface_jacobians`),
+
+    J = argmin_A Σ ‖e' − A e‖²  in the plane,   J n = n'        thickness stays as it is
+
 A splat is stored as axes and deviations, R diag(s²) Rᵀ = Σ'.
 
 Shape letters:  V Gaussians   B hypotheses and instants (any leading axes)
@@ -17,10 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from diffusion4d.fields.frames import vertex_normals
+from diffusion4d.fields.measures import edges_of
 from diffusion4d.surfaces.mesh import Mesh
 
 NEIGHBOURS = 6
@@ -74,3 +81,37 @@ def carried(
     """The Gaussians where the surface has gone, Σ' = J Σ Jᵀ."""
     covariances = jacobians @ rest.covariances.to(jacobians) @ jacobians.mT
     return Gaussians(means, covariances, rest.colours, rest.opacities)
+
+
+def surface_jacobians(
+    rest: Float[Tensor, "V 3"], moved: Float[Tensor, "*B V 3"], faces: Int64[Tensor, "F 3"]
+) -> Float[Tensor, "*B V 3 3"]:
+    """∂x'/∂x at every vertex of a moved surface, by least squares over its edges; thickness stays as it is.
+
+    A vertex that no edge says anything of has the identity.
+    """
+    edges = edges_of(faces)
+    both = torch.cat([edges, edges.flip(1)])
+
+    def within(places: Tensor) -> tuple[Tensor, Tensor]:
+        normal = vertex_normals(places, faces)
+        edge = places[..., both[:, 1], :] - places[..., both[:, 0], :]
+        about = normal[..., both[:, 0], :]
+        return normal, edge - (edge * about).sum(-1, keepdim=True) * about
+
+    def summed(edge: Tensor) -> Tensor:
+        products = edge[..., :, None] * before[:, None]
+        total = products.new_zeros(*edge.shape[:-2], len(rest), 3, 3)
+        return total.index_add_(-3, both[:, 0], products)
+
+    normal, before = within(rest)
+    turned, after = within(moved)
+    held, brought = summed(before), summed(after)
+    size = held.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    # A little of the identity decides what edges on a line, or none, leave open.
+    unit = torch.where(size > 0, size, 1.0)
+    little = 1e-6 * unit * torch.eye(3, dtype=rest.dtype)
+    across = size * normal[:, None]
+    left = brought + turned[..., :, None] * across + little
+    right = held + normal[:, :, None] * across + little
+    return torch.linalg.solve(right / unit, left / unit, left=False)
