@@ -175,7 +175,8 @@ def files_error(folder: Path, hyp: Hypotheses, video: Path) -> dict:
             np.einsum("kij,ktnj->ktni", anchor[:, :3, :3], places) + anchor[:, None, None, :3, 3]
         )
     surface = carried_surface(folder, hyp, video)
-    worst = dict.fromkeys(("ply", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r"), 0.0)
+    kinds = ("ply", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r")
+    worst: dict[str, float] = {kind: 0.0 for kind in kinds}
     frames = 0
 
     def compare(kind: str, found: np.ndarray, expected: np.ndarray) -> None:
