@@ -41,6 +41,9 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
         for name in OWN:
             found[f"{topic}.{name}"] = importlib.import_module(name)
             sys.modules.pop(name)
+        if topic == "few_steps":
+            found["few_steps.packaged"] = importlib.import_module("packaged")
+            sys.modules.pop("packaged")
         sys.path.remove(str(EXPERIMENTS / topic))
     yield found
     sys.path.remove(str(EXPERIMENTS / "trials"))
@@ -156,3 +159,11 @@ def test_the_tables_are_what_the_results_say(scripts: dict[str, ModuleType], top
     results = json.loads((EXPERIMENTS / topic / "results.json").read_text())
     readme = (EXPERIMENTS / topic / "README.md").read_text()
     assert fill(readme, scripts[f"{topic}.report"].all_tables(results)) == readme
+
+
+def test_the_readme_has_the_packaged_sampler_as_it_was_scored(
+    scripts: dict[str, ModuleType],
+) -> None:
+    folder = EXPERIMENTS / "few_steps"
+    results = json.loads((folder / "packaged.json").read_text())
+    assert scripts["few_steps.packaged"].table(results) in (folder / "README.md").read_text()

@@ -176,7 +176,7 @@ def files_error(folder: Path, hyp: Hypotheses, video: Path) -> dict:
         )
     surface = carried_surface(folder, hyp, video)
     kinds = ("ply", "gaussians", "tapvid3d", "tapip3d", "trackcraft3r")
-    worst: dict[str, float] = {kind: 0.0 for kind in kinds}
+    worst: dict[str, float] = dict.fromkeys(kinds, 0.0)
     frames = 0
 
     def compare(kind: str, found: np.ndarray, expected: np.ndarray) -> None:
