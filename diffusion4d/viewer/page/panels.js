@@ -50,6 +50,9 @@ class Film {
   }
 }
 
+// Three digits, and no more than fit left of an axis.
+const short = (v) => (Math.abs(v) < 0.1 ? v.toFixed(3) : v.toPrecision(3));
+
 class Fan {
   constructor(canvas, motion) { this.canvas = canvas; this.motion = motion; }
 
@@ -80,7 +83,7 @@ class Fan {
       pen.strokeStyle = style.text; pen.lineWidth = 1; pen.beginPath(); pen.moveTo(x(s), top); pen.lineTo(x(s), top + tall); pen.stroke();
       pen.fillStyle = style.text; pen.font = "11px system-ui"; pen.textAlign = "left"; pen.fillText(`${names[axis]} ${what[axis]}`, left + 4, top + 11);
       pen.fillStyle = style.faint; pen.textAlign = "right";
-      pen.fillText((most - room).toPrecision(3), left - 5, top + 9); pen.fillText((least + room).toPrecision(3), left - 5, top + tall);
+      pen.fillText(short(most - room), left - 5, top + 9); pen.fillText(short(least + room), left - 5, top + tall);
     }
   }
 }
