@@ -94,6 +94,7 @@ class Settings:
             budget_worlds=1,
             draws=64,
             largest=(64, 512, 256),
+            many=128,
         )
 
 
