@@ -14,8 +14,8 @@ W width   V width of the clip vector   H heads   D head channels.
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Literal, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -33,6 +33,8 @@ Output = Literal["velocity", "mean", "gaussian"]
 PathName = Literal["cosine", "rectified"]
 FewSteps = Literal["angular", "renoised"]
 FREQUENCIES = 6
+HAS_TOKENS = 2
+"""Place of whether there are tokens among the numbers of a clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,24 @@ def fourier(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
     """sin and cos of pi 2^k x, k = 0..5 (NeRF's encoding, Mildenhall et al. 2020, eq. 4)."""
     angles = x[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=x.device))
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def observed_widths(config: Mapping[str, Any]) -> dict[str, int]:
+    """How many numbers of each kind of evidence a trajectory's token is made of, in their order.
+
+    Kinds that a network with this configuration is not told are left out.
+    """
+    M = config["num_ctrl"]
+    widths = {
+        "place": 2 * M,
+        "motion": 2 * M,
+        "weight": M,
+        "start": 2 * 2 * FREQUENCIES,
+        "tokens": config["token_channels"],
+        "parallax": 2 * M + 2 * DIRECTIONS if config["parallax"] else 0,
+        "anchor": 6 * M if config["anchored"] else 0,
+    }
+    return {kind: width for kind, width in widths.items() if width}
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -146,11 +166,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         super().__init__()
         check_backend_name(attention_backend)
         M = num_ctrl
-        observed = (
-            M * (2 + 2 + 1) + 2 * 2 * FREQUENCIES + token_channels + (6 * M if anchored else 0)
-        )
-        if parallax:
-            observed += 2 * M + 2 * DIRECTIONS
+        observed = sum(observed_widths(self.config).values())
         self.embed_noised = nn.Linear(3 * M, width) if output == "velocity" else None
         self.embed_observed = nn.Sequential(
             nn.Linear(observed, width), nn.SiLU(), nn.Linear(width, width)

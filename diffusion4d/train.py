@@ -46,6 +46,7 @@ from diffusion4d.training_objective import (
     output_of,
     read_network,
 )
+from diffusion4d.warm_start import take_over
 from priors.dinov3 import load_encoder
 
 CALIBRATION_CLIPS = 512
@@ -115,7 +116,7 @@ def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> Tra
         noise=noise,
     )
     if given is not None:
-        copy_what_fits(network, given, with_output=goes_on)
+        take_over(network, given, with_output=goes_on)
     return network
 
 
@@ -137,19 +138,6 @@ def fit_whitening(
         # The setting that the rectified path is kept for starts from white noise.
         return fitted, None
     return fitted, dataclasses.asdict(PointNoise.fit(residual, example.evidence))
-
-
-def copy_what_fits(network: TrajectoryDiT, given: TrajectoryDiT, *, with_output: bool) -> None:
-    """Copy the weights both have in the same shape; the output layer only where it says the same thing."""
-    own = network.state_dict()
-    kept = {
-        name: tensor
-        for name, tensor in given.state_dict().items()
-        if name in own
-        and own[name].shape == tensor.shape
-        and (with_output or not name.startswith("project_out"))
-    }
-    network.load_state_dict(kept, strict=False)
 
 
 def worlds_for(config: Train, progress: Progress) -> Worlds:
