@@ -131,7 +131,8 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         trained_steps: steps that a network of few steps was trained for and takes by default; None for one that is
             right in many steps.
         trained_sampler: how it takes these, "angular", or "renoised" for a consistency model.
-        temperature: factor on the noise when sampling, fitted for calibration on clips kept for choosing.
+        temperature: factors on the noise of image-plane offsets and of depth when sampling, fitted for calibration on
+            clips kept for choosing.
         coordinates: fields of `coordinates.Coordinates`, and noise: of `noise.PointNoise`, that it was trained with.
         attention_backend: one of `attention.BACKENDS`; "native" is torch's SDPA.
 
@@ -157,7 +158,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         anchored: bool = False,
         trained_steps: int | None = None,
         trained_sampler: FewSteps = "angular",
-        temperature: float = 1.0,
+        temperature: tuple[float, float] = (1.0, 1.0),
         path: PathName = "cosine",
         coordinates: dict | None = None,
         noise: dict | None = None,

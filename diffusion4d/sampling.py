@@ -22,7 +22,7 @@ from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.loops import PLAIN, Loop, precision_of, ready
 from diffusion4d.memory import CHUNK_ROWS
-from diffusion4d.noise import Factors
+from diffusion4d.noise import GROUP_OF_AXIS, Factors
 from samplers import grids, multistep, singlestep, tables
 from samplers.guidance import Descended, cfg
 from samplers.noise import Noise, SeededNoise
@@ -116,11 +116,11 @@ def seeds_from(seed: int, num_hypotheses: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class CorrelatedNoise:
-    """Seeded white noise with the covariance of a clip's residuals, times a temperature squared."""
+    """Seeded white noise with the covariance of a clip's residuals, times a temperature squared, one a group."""
 
     white: SeededNoise
     factors: Factors
-    temperature: float = 1.0
+    temperature: Sequence[float] = (1.0, 1.0)
 
     def initial(self) -> Float[Tensor, "K N M 3"]:
         """The noise at t = 1."""
@@ -131,8 +131,9 @@ class CorrelatedNoise:
         return self._correlate(self.white.at(step))
 
     def _correlate(self, white: Tensor) -> Tensor:
-        white = self.temperature * white.to(self.factors.points)
-        return self.factors.correlate(white[None]).squeeze(0)
+        white = white.to(self.factors.points)
+        scale = white.new_tensor([self.temperature[group] for group in GROUP_OF_AXIS])
+        return self.factors.correlate((scale * white)[None]).squeeze(0)
 
 
 @torch.no_grad()

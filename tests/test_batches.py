@@ -10,6 +10,7 @@ from diffusion4d import cameras, splines
 from diffusion4d.config import Dropout
 from diffusion4d.scenes import batches
 from diffusion4d.scenes.batches import Example, draw, view
+from diffusion4d.scenes.pool import Worlds
 
 NOTHING = Dropout(0.0, 0.0, 0.0)
 
@@ -148,3 +149,26 @@ def test_some_clips_show_what_moves_alone(monkeypatch: pytest.MonkeyPatch):
 
     assert share(1.0) > 0.95
     assert share(0.0) == pytest.approx(16 / worlds.moving.shape[1], abs=0.2)
+
+
+def test_markers_are_seen_wherever_they_are_in_view(monkeypatch: pytest.MonkeyPatch):
+    worlds = simple_worlds(4)
+    hidden = dataclasses.replace(
+        worlds,
+        moving=torch.ones_like(worlds.moving),
+        visible=torch.zeros_like(worlds.visible),
+    )
+    settings = {"num_ctrl": 4, "num_points": 12, "dropout": Dropout(0.0, 0.0, 0.0)}
+
+    def share(markers: float, shown: Worlds, **changes: bool) -> float:
+        monkeypatch.setattr(batches, "MARKERS", markers)
+        example = draw(shown, torch.Generator().manual_seed(0), **settings, **changes)
+        return example.visible.float().mean().item()
+
+    assert share(1.0, hidden) > 0.5
+    assert share(0.0, hidden) == 0.0
+    assert share(1.0, hidden, augment=False) == 0.0
+    # Where anything stands still, what hides points hides them.
+    still = hidden.moving.clone()
+    still[:, ::2] = False
+    assert share(1.0, dataclasses.replace(hidden, moving=still)) == 0.0

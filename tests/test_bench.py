@@ -197,7 +197,7 @@ def test_results_of_another_model_are_refused(scripts, tmp_path):
     assert record.fingerprints(folder) == record.fingerprints(PACKAGED)
     config = folder / "transformer" / "config.json"
     told = json.loads(config.read_text())
-    config.write_text(json.dumps(told | {"temperature": 1.0}))
+    config.write_text(json.dumps(told | {"temperature": [1.0, 1.0]}))
     assert record.stale(results, folder) == ["quality", "budgets"]
     config.write_text(json.dumps(told | {"trained_steps": 2}))
     assert record.stale(results, folder) == list(record.PARTS)

@@ -136,12 +136,17 @@ def test_what_a_network_was_trained_for_is_what_is_usual():
         assert sampling.usual(some_network(**trained)) == expected
 
 
-def test_temperature_scales_the_noise():
+def test_temperature_scales_the_noise_of_each_group():
     # A network that says v = 0 leaves angular steps where they began: at the noise.
-    depths = []
-    for temperature in (1.0, 2.0):
+    found = []
+    for temperature in ((1.0, 1.0), (1.0, 2.0), (2.0, 1.0)):
         network = some_network(trained=False, temperature=temperature).float()
         clip = denoiser.prepare(network, some_evidence(N=N, dtype=torch.float32))
         ctrl = sampling.sample(clip, [1, 2], sampling.table_for("angular", 2))
-        depths.append(ctrl[..., 2].log())
-    torch.testing.assert_close(depths[1], 2 * depths[0], rtol=1e-3, atol=1e-4)
+        offset = ctrl[..., :2] / ctrl[..., 2:] - clip.evidence.ctrl
+        found.append((offset, ctrl[..., 2].log()))
+    (offset, depth), (same_offset, deeper), (wider, same_depth) = found
+    torch.testing.assert_close(deeper, 2 * depth, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same_offset, offset, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(wider, 2 * offset, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(same_depth, depth, rtol=1e-3, atol=1e-4)

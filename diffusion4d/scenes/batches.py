@@ -3,7 +3,8 @@ r"""Worlds to training examples: symmetries, a tracker's view of them, and the c
 Every batch is a pure function of (worlds, seed), so a run that was killed draws the same batches again.
 
 Symmetries that leave the problem as it was: mirror, rotation about the optical axis, any crop of time, its reversal,
-any subset of the points; in some clips it is one of those alone that move, as of lone objects and sets of markers.
+any subset of the points; in some clips it is one of those alone that move, as of lone objects, and in some of these
+nothing hides them, as in sets of markers.
 Evidence is dropped at random: all tracks but their first frame, or the focal length.
 Where the focal length is withheld a default stands in, and the scene the network must answer with is the one a
 camera of that focal length would see: X and Y stretched by the ratio of true to assumed, Z as it was, so that every
@@ -27,8 +28,14 @@ from diffusion4d.scenes.pool import Worlds
 
 CTRL_RIDGE = 1e-4
 
-ALONE = 0.15
+NEAREST = 0.05
+"""Points nearer to the camera than this (scene units), or behind it, have no image."""
+
+ALONE = 0.2
 """Share of clips whose points are those that move alone, as far as there are enough."""
+
+MARKERS = 0.5
+"""Share of clips of nothing but moving points that are seen wherever they are in view, as markers on a body are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +118,13 @@ def draw(
     stretch = (worlds.intrinsics[:, 0] / intrinsics[:, 0])[:, None, None, None]
     points = torch.cat([points[..., :2] * stretch, points[..., 2:]], -1)
     # A point behind the camera has no image; it is not visible either, so where its image would be does not matter.
-    ahead = torch.cat([points[..., :2], points[..., 2:].clamp_min(0.05)], -1)
+    ahead = torch.cat([points[..., :2], points[..., 2:].clamp_min(NEAREST)], -1)
     pixels = cameras.project(ahead, intrinsics[:, None, None])
+    if augment:
+        markers = torch.rand(B, generator=generator) < MARKERS
+        markers = (markers & worlds.moving.all(1))[:, None, None]
+        inside = ((pixels >= 0) & (pixels <= worlds.size.flip(-1)[:, None, None])).all(-1)
+        visible = visible | (markers & inside & (points[..., 2] > NEAREST))
     limit = 4 * worlds.size.amax()
     tracks, visibility = observe_through_tracker(
         pixels.clamp(-limit, limit), visible, worlds.size, generator
