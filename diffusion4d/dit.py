@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from diffusion4d.attention import Attention, check_backend, check_backend_name
 from diffusion4d.evidence import Evidence, Tokens
+from diffusion4d.local_motion import local_motion
 from diffusion4d.parallax import DIRECTIONS, parallax
 
 Output = Literal["velocity", "mean", "gaussian"]
@@ -66,6 +67,7 @@ def observed_widths(config: Mapping[str, Any]) -> dict[str, int]:
         "tokens": config["token_channels"],
         "parallax": 2 * M + 2 * DIRECTIONS if config["parallax"] else 0,
         "anchor": 6 * M if config["anchored"] else 0,
+        "local motion": 6 * M + 1 if config["local_motion"] else 0,
     }
     return {kind: width for kind, width in widths.items() if width}
 
@@ -123,6 +125,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         cross_every: every so many blocks ask the patch tokens.
         token_channels: channels of the encoder's patch tokens; 0 for a network that takes none.
         parallax: the observed motion without that of the whole picture (`parallax`) is part of the input.
+        local_motion: how the picture stretches and turns around each point (`local_motion`) is part of the input.
         output: "velocity" (v = alpha_t eps - sigma_t x_0, or eps - x_0 on the rectified path),
             "mean" (E[x_0 | evidence]; takes no noised input),
             or "gaussian" (mean and log standard deviation; takes no noised input).
@@ -154,6 +157,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         cross_every: int = 3,
         token_channels: int = 128,
         parallax: bool = False,
+        local_motion: bool = False,
         output: Output = "velocity",
         anchored: bool = False,
         trained_steps: int | None = None,
@@ -233,6 +237,11 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             features.append(left.strength[:, None].expand_as(left.coordinates) / 4 + 1)
         if anchor is not None:
             features.append(anchor.flatten(-2))
+        if self.config["local_motion"]:
+            around = local_motion(evidence)
+            features.append(5 * around.gradient.flatten(-2))
+            features.append(20 * around.residual.flatten(-2))
+            features.append(around.support[..., None] / 2)
         tokens = evidence.tokens if self.embed_tokens is not None else None
         has_tokens = torch.full_like(evidence.log_focal, float(tokens is not None))
         clip = torch.stack([evidence.log_focal, evidence.focal_known, has_tokens], -1)
