@@ -165,8 +165,6 @@ class Network:
     """Channels of the encoder's tokens; 0 for a network that takes none."""
     parallax: bool = False
     """The network is also told the observed motion without the motion of the whole picture (`parallax`)."""
-    local_motion: bool = False
-    """The network is also told how the picture stretches and turns around each point (`local_motion`)."""
     multiplicity: int = 1
     """How often each interior knot is repeated; 3 makes cubic Bézier pieces that share no more than their ends."""
     path: Literal["cosine", "rectified"] = "cosine"

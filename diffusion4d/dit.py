@@ -14,7 +14,7 @@ W width   V width of the clip vector   H heads   D head channels.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from diffusion4d.attention import Attention, check_backend, check_backend_name
 from diffusion4d.evidence import Evidence, Tokens
-from diffusion4d.local_motion import local_motion
 from diffusion4d.parallax import DIRECTIONS, parallax
 
 Output = Literal["velocity", "mean", "gaussian"]
@@ -67,7 +66,6 @@ def observed_widths(config: Mapping[str, Any]) -> dict[str, int]:
         "tokens": config["token_channels"],
         "parallax": 2 * M + 2 * DIRECTIONS if config["parallax"] else 0,
         "anchor": 6 * M if config["anchored"] else 0,
-        "local motion": 6 * M + 1 if config["local_motion"] else 0,
     }
     return {kind: width for kind, width in widths.items() if width}
 
@@ -125,7 +123,6 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         cross_every: every so many blocks ask the patch tokens.
         token_channels: channels of the encoder's patch tokens; 0 for a network that takes none.
         parallax: the observed motion without that of the whole picture (`parallax`) is part of the input.
-        local_motion: how the picture stretches and turns around each point (`local_motion`) is part of the input.
         output: "velocity" (v = alpha_t eps - sigma_t x_0, or eps - x_0 on the rectified path),
             "mean" (E[x_0 | evidence]; takes no noised input),
             or "gaussian" (mean and log standard deviation; takes no noised input).
@@ -157,12 +154,11 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
         cross_every: int = 3,
         token_channels: int = 128,
         parallax: bool = False,
-        local_motion: bool = False,
         output: Output = "velocity",
         anchored: bool = False,
         trained_steps: int | None = None,
         trained_sampler: FewSteps = "angular",
-        temperature: tuple[float, float] = (1.0, 1.0),
+        temperature: Sequence[float] = (1.0, 1.0),
         path: PathName = "cosine",
         coordinates: dict | None = None,
         noise: dict | None = None,
@@ -220,6 +216,22 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"anchored={self.config['anchored']}, anchor given: {anchor is not None}"
             )
+        tokens = evidence.tokens if self.embed_tokens is not None else None
+        # Differences of places that are nearly alike say most: nothing of this is rounded to half precision.
+        with torch.autocast(evidence.ctrl.device.type, enabled=False):
+            points = self.embed_observed(self._observed(evidence, anchor).to(self.dtype))
+        has_tokens = torch.full_like(evidence.log_focal, float(tokens is not None))
+        clip = torch.stack([evidence.log_focal, evidence.focal_known, has_tokens], -1)
+        return Conditioning(
+            points=points,
+            keys_values=None if tokens is None else self._keys_values(tokens, evidence.log_focal),
+            clip=self.embed_clip(clip),
+        )
+
+    def _observed(
+        self, evidence: Evidence, anchor: Float[Tensor, "B N M 6"] | None
+    ) -> Float[Tensor, "B N _"]:
+        """Everything that a trajectory's token is made of, kind by kind in the order of `observed_widths`."""
         ctrl = evidence.in_view()
         start = ctrl[..., :1, :]
         features = [
@@ -237,19 +249,7 @@ class TrajectoryDiT(ModelMixin, ConfigMixin):
             features.append(left.strength[:, None].expand_as(left.coordinates) / 4 + 1)
         if anchor is not None:
             features.append(anchor.flatten(-2))
-        if self.config["local_motion"]:
-            around = local_motion(evidence)
-            features.append(5 * around.gradient.flatten(-2))
-            features.append(20 * around.residual.flatten(-2))
-            features.append(around.support[..., None] / 2)
-        tokens = evidence.tokens if self.embed_tokens is not None else None
-        has_tokens = torch.full_like(evidence.log_focal, float(tokens is not None))
-        clip = torch.stack([evidence.log_focal, evidence.focal_known, has_tokens], -1)
-        return Conditioning(
-            points=self.embed_observed(torch.cat(features, -1)),
-            keys_values=None if tokens is None else self._keys_values(tokens, evidence.log_focal),
-            clip=self.embed_clip(clip),
-        )
+        return torch.cat(features, -1)
 
     def set_attention_backend(self, backend: str) -> None:
         """Choose the attention backend of this network alone.

@@ -254,3 +254,12 @@ def test_attention_written_out_is_attention():
     q, k, v = (torch.randn(2, n, 3, 8, generator=seeded(n), dtype=torch.float64) for n in (5, 7, 7))
     expected = nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
     torch.testing.assert_close(written_out(q, k, v), expected.transpose(1, 2))
+
+
+def test_evidence_is_not_rounded_to_half_precision():
+    told = {"parallax": True, "token_channels": 0}
+    network = some_network(**told).float()
+    evidence = some_evidence(tokens=False, N=20, dtype=torch.float32)
+    exact = network.condition(evidence).points
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.condition(evidence).points, exact)
