@@ -225,6 +225,8 @@ class Train:
     """Steps of the teacher from noise to data, for "consistency"; for "progressive" they are twice --solver-steps."""
     solver_samples: int = 2
     """Samples of a clip whose energy score is taken."""
+    tail: float = 0.0
+    """How heavy the tails of an "energy" sampler's noise are: the log deviation of its scale between hypotheses."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 pays where the processor multiplies it natively; weights stay in float32."""
     save_every: int = 200

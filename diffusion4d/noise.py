@@ -12,6 +12,10 @@ separately for image-plane offsets and for depth. q is a point's place in the an
 as shares of the picture; S the covariance over the M control points. The weights, lengths and S are fitted to
 residuals by maximum likelihood.
 
+How far off a regressor is differs more from clip to clip than it can tell. A sampler of few steps may be given noise
+with the tails that such a mixture of scales has: all of a hypothesis's noise times exp(tail z - tail^2), z normal, of
+mean square 1. (Many small steps towards a Gaussian are derived for Gaussian noise; there the tail is 0.)
+
 Shape letters:  B clips   K hypotheses   N points   M control points.  Groups: 0 image plane (x, y), 1 depth.
 """
 
@@ -28,13 +32,17 @@ GROUP_OF_AXIS = (0, 0, 1)
 
 @dataclasses.dataclass(frozen=True)
 class PointNoise:
-    """Covariance of the noise; `shared` is a, `local` b, `reach` l, `motion` k, `over_time` S, one a group."""
+    """Covariance of the noise; `shared` is a, `local` b, `reach` l, `motion` k, `over_time` S, one a group.
+
+    tail: log deviation of the scale from hypothesis to hypothesis.
+    """
 
     shared: tuple[float, float]
     local: tuple[float, float]
     reach: tuple[float, float]
     motion: tuple[float, float]
     over_time: tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]
+    tail: float = 0.0
 
     @classmethod
     def white(cls, num_ctrl: int) -> "PointNoise":
@@ -47,7 +55,11 @@ class PointNoise:
         """Rebuild from the lists that JSON makes of tuples."""
         pair = {k: (config[k][0], config[k][1]) for k in ("shared", "local", "reach", "motion")}
         first, second = (tuple(tuple(row) for row in matrix) for matrix in config["over_time"])
-        return cls(**pair, over_time=(first, second))
+        return cls(**pair, over_time=(first, second), tail=config.get("tail", 0.0))
+
+    def scales(self, normal: Float[Tensor, "*K"]) -> Float[Tensor, "*K"]:
+        """Scales of hypotheses from normal numbers; their mean square is 1."""
+        return (self.tail * normal - self.tail**2).exp()
 
     def factors(self, evidence: Evidence) -> "Factors":
         """Cholesky factors for these clips."""

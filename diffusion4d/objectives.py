@@ -163,6 +163,8 @@ def energy_loss(
     """Energy scores of what the table's steps make of noise."""
     B, N, M, _ = example.ctrl.shape
     white = torch.randn((B, num_samples, N, M, 3), generator=generator)
+    normal = torch.randn((B, num_samples, 1, 1, 1), generator=generator)
+    white = denoiser.noise_of(clip.network).scales(normal) * white
     residual = solve(table, clip.denoise, clip.factors.correlate(white))
     # Distances between samples lose their gradient in half precision.
     with torch.autocast(residual.device.type, enabled=False):

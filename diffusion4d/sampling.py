@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion4d.config import SamplerName
-from diffusion4d.denoiser import LIMIT, SCHEDULE, ClipDenoiser, path_of
+from diffusion4d.denoiser import LIMIT, SCHEDULE, ClipDenoiser, noise_of, path_of
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.loops import PLAIN, Loop, precision_of, ready
@@ -116,11 +116,28 @@ def seeds_from(seed: int, num_hypotheses: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class CorrelatedNoise:
-    """Seeded white noise with the covariance of a clip's residuals, times a temperature squared, one a group."""
+    """Seeded white noise with the covariance of a clip's residuals.
+
+    temperature: factors on image-plane offsets and on depth. scales: of the hypotheses, all 1 by default.
+    """
 
     white: SeededNoise
     factors: Factors
     temperature: Sequence[float] = (1.0, 1.0)
+    scales: Float[Tensor, "K"] | None = None
+
+    @classmethod
+    def of(cls, clip: ClipDenoiser, seeds: Sequence[int]) -> "CorrelatedNoise":
+        """The noise that the clip's network was trained with and is sampled at."""
+        _, N, M, _ = clip.evidence.ctrl.shape
+        # Beside the seeds of the noise itself, which are below 2^32, and of the doubts about tracks.
+        normal = SeededNoise([seed + 2**33 for seed in seeds], ()).initial()
+        return cls(
+            SeededNoise(seeds, (N, M, 3)),
+            clip.factors,
+            clip.network.config["temperature"],
+            noise_of(clip.network).scales(normal),
+        )
 
     def initial(self) -> Float[Tensor, "K N M 3"]:
         """The noise at t = 1."""
@@ -132,8 +149,10 @@ class CorrelatedNoise:
 
     def _correlate(self, white: Tensor) -> Tensor:
         white = white.to(self.factors.points)
-        scale = white.new_tensor([self.temperature[group] for group in GROUP_OF_AXIS])
-        return self.factors.correlate((scale * white)[None]).squeeze(0)
+        white = white * white.new_tensor([self.temperature[group] for group in GROUP_OF_AXIS])
+        if self.scales is not None:
+            white = white * self.scales.to(white)[:, None, None, None]
+        return self.factors.correlate(white[None]).squeeze(0)
 
 
 @torch.no_grad()
@@ -166,17 +185,16 @@ def sample(
     Raises:
         UserError: guidance by a gradient that no row of the table would let move anything.
     """
-    _, N, M, _ = clip.evidence.ctrl.shape
+    N = clip.evidence.ctrl.shape[1]
     chunk = max(1, CHUNK_ROWS // N) if chunk is None else chunk
     chunks = [seeds[i : i + chunk] for i in range(0, len(seeds), chunk)]
     total = len(chunks) * table.num_steps
     denoise = _denoiser(clip, loop, table, guidance)
     backend = "blocked" if loop.name == "fused" else "reference"
-    temperature = clip.network.config["temperature"]
 
     parts = []
     for index, chosen in enumerate(chunks):
-        noise: Noise = CorrelatedNoise(SeededNoise(chosen, (N, M, 3)), clip.factors, temperature)
+        noise: Noise = CorrelatedNoise.of(clip, chosen)
 
         def report(done: int, _: int, before: int = index * table.num_steps) -> None:
             if progress is not None:

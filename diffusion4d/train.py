@@ -106,6 +106,9 @@ def build(config: Train, worlds: Worlds, regressor: TrajectoryDiT | None) -> Tra
         coordinates, noise = given.config["coordinates"], given.config["noise"]
     else:
         coordinates, noise = fit_whitening(config, worlds, regressor)
+    if config.objective == "energy":
+        white = dataclasses.asdict(PointNoise.white(config.network.num_ctrl))
+        noise = {**(noise or white), "tail": config.tail}
     torch.manual_seed(config.seed)
     network = TrajectoryDiT(
         **dataclasses.asdict(config.network),

@@ -153,3 +153,16 @@ def test_whitening_undoes_correlating_and_gives_the_likelihood():
     x = only[0, 0, ..., 2].flatten()
     expected = x @ torch.linalg.solve(covariance, x) / 2
     torch.testing.assert_close(factors.energy(only)[0, 0], expected, rtol=1e-5, atol=0)
+
+
+def test_scales_have_heavy_tails_and_mean_square_one():
+    normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=F64)
+    heavy = dataclasses.replace(some_noise(), tail=0.3)
+    scales = heavy.scales(normal)
+    assert scales.square().mean().item() == pytest.approx(1, abs=0.01)
+    assert scales.log().std().item() == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(some_noise().scales(normal), torch.ones_like(normal))
+    config = json.loads(json.dumps(dataclasses.asdict(heavy)))
+    assert PointNoise.from_config(config) == heavy
+    del config["tail"]
+    assert PointNoise.from_config(config) == some_noise()

@@ -150,3 +150,20 @@ def test_temperature_scales_the_noise_of_each_group():
     torch.testing.assert_close(same_offset, offset, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(wider, 2 * offset, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(same_depth, depth, rtol=1e-3, atol=1e-4)
+
+
+def test_tails_scale_a_hypothesis_as_a_whole_by_its_seed_alone():
+    network = some_network(trained=False).float()
+    heavy = some_network(trained=False).float()
+    white = dataclasses.asdict(PointNoise.white(M))
+    heavy.register_to_config(noise={**white, "tail": 0.5})
+    evidence = some_evidence(N=N, dtype=torch.float32)
+    plain, scaled = (
+        sampling.CorrelatedNoise.of(denoiser.prepare(n, evidence), [1, 2, 3]).initial()
+        for n in (network, heavy)
+    )
+    ratio = scaled / plain
+    torch.testing.assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio))
+    assert len(set(ratio[:, 0, 0, 0].tolist())) == 3
+    alone = sampling.CorrelatedNoise.of(denoiser.prepare(heavy, evidence), [2]).initial()
+    assert torch.equal(alone[0], scaled[1])

@@ -30,7 +30,6 @@ from diffusion4d.loops import PLAIN, Loop
 from diffusion4d.snap import doubted, snap
 from diffusion4d.splines import basis_matrix
 from samplers.kernels.decode import positions
-from samplers.noise import SeededNoise
 from samplers.predictions import to_x_0
 from samplers.solve import solve
 from samplers.tables import Table
@@ -132,9 +131,7 @@ class BatchOfTwo:
 
 def noise_for(clip: ClipDenoiser, seeds: Sequence[int]) -> sampling.CorrelatedNoise:
     """The noise every loop starts from."""
-    _, N, M, _ = clip.evidence.ctrl.shape
-    temperature = clip.network.config["temperature"]
-    return sampling.CorrelatedNoise(SeededNoise(seeds, (N, M, 3)), clip.factors, temperature)
+    return sampling.CorrelatedNoise.of(clip, seeds)
 
 
 @torch.no_grad()
