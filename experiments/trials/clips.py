@@ -64,18 +64,15 @@ def load_tokens(folder: Path, encoder: str) -> list[TokenisedWorlds]:
         shape = f"{height}x{width}"
         held = [shard for shard in shards if f"{shape}/points" in shard]
         worlds = Worlds(*(torch.cat([s[f"{shape}/{name}"] for s in held]) for name in fields))
-        values = load_file(path)["values"]
+        both = load_file(path)
+        values = both["values"]
         if len(values) != len(worlds):
             raise ValueError(f"need tokens of {len(worlds)} worlds, {path} has {len(values)}")
         rows = round(math.sqrt(values.shape[2] * height / width))
         grid = (rows, values.shape[2] // rows)
-        stacks.append(TokenisedWorlds(worlds, values, grid, held[0][f"{shape}/frames"]))
+        frames = held[0][f"{shape}/frames"]
+        stacks.append(TokenisedWorlds(worlds, values, both["mirrored"], grid, frames))
     return stacks
-
-
-def part(stack: TokenisedWorlds, chosen: Tensor) -> TokenisedWorlds:
-    """Some worlds of a stack."""
-    return dataclasses.replace(stack, worlds=stack.worlds.take(chosen), values=stack.values[chosen])
 
 
 def pictured_scenes(
@@ -86,16 +83,17 @@ def pictured_scenes(
     for number, stack in enumerate(stacks):
         order = torch.arange(len(stack))
         first = len(stack) - len(stack) // held_back
-        rest.append(part(stack, order[:first]))
+        rest.append(stack.take(order[:first]))
         for index in order[first:]:
             scenes.append(
                 draw_with_tokens(
-                    [part(stack, index[None])],
+                    [stack.take(index[None])],
                     seeded(1, number, int(index)),
                     batch=1,
                     num_ctrl=Network().num_ctrl,
                     num_points=num_points,
                     dropout=Dropout(tracks=0.0, tokens=0.0),
+                    augment=False,
                 )
             )
     return rest, scenes
