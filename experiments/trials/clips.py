@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from diffusion4d.config import Dropout, Network
 from diffusion4d.scenes.batches import Example, draw
