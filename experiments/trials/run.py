@@ -75,7 +75,7 @@ class Settings:
     rendered: Path = Path("runs/rendered")
     """Folder of rendered worlds with cached tokens; each stack's last ones are scored."""
     regressor: Path = Path("runs/regressor3/model")
-    encoder: str = "a86c0b00"
+    encoder: str = "4274f123"
     """How the fingerprint of the encoder starts whose tokens are used."""
     only: tuple[str, ...] = ()
     """Trials to run; all by default."""
