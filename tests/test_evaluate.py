@@ -3,20 +3,22 @@
 import dataclasses
 import json
 import math
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from models import CTRL, simple_worlds, small_pipeline
 
-from diffusion4d import evaluation, metrics, sampling
+from diffusion4d import baselines, evaluation, metrics, sampling
 from diffusion4d.baselines import Dressing
 from diffusion4d.config import Evaluate
 from diffusion4d.errors import UserError
-from diffusion4d.evaluation import command, summary
+from diffusion4d.evaluation import command, fits, summary
 from diffusion4d.evaluation.cases import SUBSETS, Case, world_clips
-from diffusion4d.evaluation.methods import Model, head_samples
+from diffusion4d.evaluation.methods import HEADS, Model, Models, head_samples
 from diffusion4d.evaluation.scores import EDGES, Scored, score
+from diffusion4d.noise import PointNoise
 from diffusion4d.sampling import NUM_STEPS
 
 POINTS = 12
@@ -202,7 +204,7 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
         fitted.append(len(cases))
         return Dressing(0.1, 0.05, 0.02)
 
-    monkeypatch.setattr(command.baselines, "fit_dressing", fit_dressing)
+    monkeypatch.setattr(baselines, "fit_dressing", fit_dressing)
     models = saved_models(tmp_path)
     config = Evaluate(
         **models,
@@ -244,6 +246,62 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     report = (config.out / "scores.md").read_text()
     assert report == evaluation.markdown(result)
     assert "| peer setting | occluded | 3 |" in report
+
+
+def test_baselines_are_fitted_on_other_worlds(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "draw_pool", lambda *_, **__: [])
+    monkeypatch.setattr(command, "load_pool", lambda _: simple_worlds(5))
+    config = Evaluate(scenes=3, fitting_scenes=2, points=POINTS, pool_points=20)
+    fold = command.pool_fold(config, MagicMock())
+    scored, fitting = list(fold.scored()), list(fold.fitting())
+    assert [clip.name for clip in scored + fitting] == [f"world-{i:06d}" for i in range(5)]
+    for clip in fitting:
+        assert not any(torch.equal(clip.points, other.points) for other in scored)
+
+
+def models_of(kind: str, **more) -> Models:
+    sampler = Model(small_pipeline(kind), None)
+    settings = {"twins": {}, "peer": None, "steps": 2, "sweep": (), "precision": "fp32"}
+    return Models(sampler, name="ancestral", **(settings | more))
+
+
+def test_heads_differ_in_what_joins_points_alone():
+    models, case = models_of("anchored"), a_case()
+    together = {**dataclasses.asdict(PointNoise.white(CTRL)), "shared": (0.8, 0.8)}
+    models.sampler.pipe.transformer.register_to_config(noise=together)
+    heads = models.heads(case, {}, dict.fromkeys(HEADS, 1.0))
+    spread = {name: points[..., 2].log().std(0).median() for name, points in heads.items()}
+    # Most of the joint one's deviation is common to the scene, which is scaled to a depth of 1.
+    assert spread["gaussian head, joint"] < 0.7 * spread["gaussian head"]
+    wide = models.heads(case, {}, {"gaussian head": 2.0, "gaussian head, joint": 1.0})
+    assert torch.equal(wide["gaussian head, joint"], heads["gaussian head, joint"])
+    ratio = wide["gaussian head"][..., 2].log().std(0).median() / spread["gaussian head"]
+    assert ratio.item() == pytest.approx(2, rel=0.3)
+
+
+def test_the_temperature_of_a_head_is_the_one_that_scores_best(monkeypatch):
+    def heads(_, case, grids, temperatures):
+        generator = torch.Generator().manual_seed(case.seed)
+        centre = case.truth + torch.randn(case.truth.shape, generator=generator)
+        noise = torch.randn((16, *case.truth.shape), generator=generator)
+        too_wide = {"gaussian head": 0.2, "gaussian head, joint": 0.6}
+        return {name: centre + (t - too_wide[name]) * noise for name, t in temperatures.items()}
+
+    monkeypatch.setattr(Models, "heads", heads)
+    monkeypatch.setattr(Models, "answers", lambda *_: {})
+    found = fits.fit(models_of("anchored"), world_clips(simple_worlds(4), POINTS), lambda: None)
+    assert found.temperatures == {"gaussian head": 1.2, "gaussian head, joint": 1.6}
+    assert found.dressings == {}
+
+
+def test_several_samples_doubt_their_tracks_and_one_answer_does_not():
+    case = a_case()
+    ctrl = torch.ones((POINTS, CTRL, 3))
+    alone = case.trajectories(ctrl[None])
+    several = case.trajectories(ctrl.expand(3, -1, -1, -1))
+    seen = case.clip.visibility > 0
+    assert (several[0] - several[1])[seen].abs().max() > 1e-4
+    assert torch.equal(alone, case.trajectories(ctrl[None]))
 
 
 def test_a_model_of_the_wrong_kind_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import simple_worlds, small_pipeline
 
-from diffusion4d import cameras, evaluation
+from diffusion4d import baselines, cameras, evaluation
 from diffusion4d.baselines import Dressing
 from diffusion4d.config import Evaluate
 from diffusion4d.errors import UserError
@@ -212,7 +212,7 @@ def test_a_folder_of_clips_is_scored_in_two_halves(tmp_path, monkeypatch):
         fitted.append(len(cases))
         return Dressing(0.1, 0.05, 0.02)
 
-    monkeypatch.setattr(command.baselines, "fit_dressing", fit_dressing)
+    monkeypatch.setattr(baselines, "fit_dressing", fit_dressing)
     monkeypatch.setattr(command.plots, "write_all", lambda *_: [])
     read_names: list[str] = []
 
@@ -232,7 +232,7 @@ def test_a_folder_of_clips_is_scored_in_two_halves(tmp_path, monkeypatch):
     )
     result = evaluation.run(config)
     assert result["clips"] == 3
-    assert len(result["dressings"]) == 2
+    assert len(result["fits"]) == 2
     # Fit on the other half, then score this one.
     zero, one, two = (f"world-00000{i}" for i in range(3))
     assert read_names == [one, zero, two, zero, two, one]

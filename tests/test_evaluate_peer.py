@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import scipy.interpolate
 import torch
-from models import simple_worlds
+from models import simple_worlds, small_pipeline
 from observed import M, seeded, some_evidence, some_network
 
 from diffusion4d import denoiser, objectives, sampling, splines, train
 from diffusion4d.config import Dropout, Network, Optimisation, Train
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation.cases import Case, world_clips
-from diffusion4d.evaluation.methods import Model
+from diffusion4d.evaluation.methods import Model, Models
+from diffusion4d.metrics import CALIBRATION_DRAWS
 from diffusion4d.noise import PointNoise
 from diffusion4d.observation import Given, observe
 from diffusion4d.pipeline import Diffusion4DPipeline
@@ -130,8 +131,15 @@ def test_a_peer_is_built_trained_and_evaluated(tmp_path):
     assert model.multiplicity == 3
     with torch.no_grad():
         clip = model.prepared(case, None)
-        ctrl = sampling.sample(clip, [0, 1], sampling.table_for("euler", 4))
-    points = case.trajectories(ctrl, 3)
+        straight, _ = denoiser.path_of(again.transformer)
+        table = sampling.table_for("euler", 4, straight)
+        seeds = sampling.seeds_from(case.seed, CALIBRATION_DRAWS)
+        ctrl = sampling.sample(clip, seeds, table)
+        points = case.trajectories(ctrl, 3)
+        sampler = Model(small_pipeline("anchored"), None)
+        models = Models(sampler, {}, model, 1, (), "ancestral", "fp32")
+        answers = models.samples(case, {}, swept=False)
+    torch.testing.assert_close(answers["peer setting"], points)
     # On its tracks, in its own basis.
     seen = case.clip.visibility > 0.5
     off = (case.project(points) - case.clip.tracks).norm(dim=-1)[:, seen]

@@ -1,6 +1,6 @@
 """The evaluation from a configuration to files.
 
-Dressings are fitted on clips other than those that are scored: on further worlds of the pool, or, where there are not
+Baselines are fitted on clips other than those that are scored: on further worlds of the pool, or, where there are not
 enough, on the other half of what there is (two folds, so that every clip is scored once). Every clip has a seed of its
 own, so any share of the evaluation can be run again alone.
 """
@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion4d import baselines
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.baselines import Dressing
 from diffusion4d.config import Evaluate, PoolSpec
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation import plots, summary
 from diffusion4d.evaluation.cases import Case, rendered_clips, world_clips
 from diffusion4d.evaluation.clips import TrueClip, clip_files, read_clips, write_clips
+from diffusion4d.evaluation.fits import Fits, fit
 from diffusion4d.evaluation.methods import Answers, Models, dressed
 from diffusion4d.evaluation.report import markdown
 from diffusion4d.evaluation.scores import Scored, score
@@ -53,15 +52,14 @@ def run(config: Evaluate) -> dict[str, Any]:
     with bars_with_notes() as bars:
         folds = folds_of(config, bars)
         rows: list[dict[str, Scored]] = []
-        fits: list[dict[str, Dressing]] = []
+        fits: list[Fits] = []
         total = sum(fold.num_fitting + fold.num_scored for fold in folds)
         bar = bars.add_task("clips", total=total, note="")
         for fold in folds:
-            dressings = fit_dressings(models, fold.fitting(), lambda: bars.advance(bar))
-            fits.append(dressings)
+            fits.append(fit(models, fold.fitting(), lambda: bars.advance(bar)))
             for clip in fold.scored():
                 swept = len(rows) < config.sweep_clips
-                rows.append(score_all(models, dressings, Case.of(clip), swept=swept))
+                rows.append(score_all(models, fits[-1], Case.of(clip), swept=swept))
                 bars.advance(bar)
     result = summarise(rows, config, fits, models.steps)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -172,36 +170,22 @@ def pool_fold(config: Evaluate, bars: Any) -> Fold:
     return fold
 
 
-def fit_dressings(
-    models: Models, clips: Iterator[TrueClip], advance: Callable[[], None]
-) -> dict[str, Dressing]:
-    """Scales of the noise on each deterministic answer."""
-    cases: dict[str, list[baselines.Case]] = {}
-    for clip in clips:
-        case = Case.of(clip)
-        for name, answer in models.answers(case, models.grids(case)).items():
-            cases.setdefault(name, []).append((answer[0], case.truth, case.masks[0]))
-        advance()
-    return {name: baselines.fit_dressing(held) for name, held in cases.items()}
-
-
-def score_all(
-    models: Models, dressings: dict[str, Dressing], case: Case, *, swept: bool
-) -> dict[str, Scored]:
+def score_all(models: Models, fits: Fits, case: Case, *, swept: bool) -> dict[str, Scored]:
     """One clip, every method."""
     grids = models.grids(case)
     answers = models.answers(case, grids)
     found: Answers = {
         **models.samples(case, grids, swept=swept),
+        **models.heads(case, grids, fits.temperatures),
         **answers,
-        **dressed(answers, dressings, list(answers), case.seed),
+        **dressed(answers, fits.dressings, list(answers), case.seed),
         "truth": case.truth[None],
     }
     return {name: score(points, case) for name, points in found.items()}
 
 
 def summarise(
-    rows: list[dict[str, Scored]], config: Evaluate, fits: list[dict[str, Dressing]], steps: int
+    rows: list[dict[str, Scored]], config: Evaluate, fits: list[Fits], steps: int
 ) -> dict[str, Any]:
     """All that is written. `steps` is what the sampler took."""
     # Paths and tuples as JSON has them, so that what is returned is what is read back.
@@ -212,7 +196,7 @@ def summarise(
         "clips": len(rows),
         "steps_taken": steps,
         "stands_for": {name: names[name] for name in ("twin", "dressed twin") if name in names},
-        "dressings": [{name: dataclasses.asdict(d) for name, d in fit.items()} for fit in fits],
+        "fits": [fit.json() for fit in fits],
         "ratios": summary.ratios(rows),
         "steps": summary.steps_curve(rows, steps),
         "scores": summary.table(rows),

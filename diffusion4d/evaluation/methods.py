@@ -6,7 +6,7 @@ All of them see the same evidence, are snapped to the same tracks and scaled the
     l2 twin, l1 twin        regressors of one answer; dressed l2 twin, ...: the same with noise on top (`baselines`)
     regressor               the mean of the network the sampler stands on
     gaussian head           that network's own mean and covariance of every point, trained by likelihood: deviations as
-                            predicted, correlated over time as its residuals are
+                            predicted times a fitted temperature (`fits`), correlated over time as its residuals are
     gaussian head, joint    the same with the residuals' correlation between points as well
     trajectory basis        rigid cameras and a DCT of every point's way (`trajectory_basis`)
     flat lift               depth 1
@@ -16,7 +16,7 @@ Shape letters:  K samples   N points   M control points   T frames.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +42,8 @@ from priors.tokens import TokenGrid
 
 NUM_SCORED = 16
 """Samples that energy scores are taken over, and K of best-of-K."""
+
+HEADS = ("gaussian head", "gaussian head, joint")
 
 Answers = dict[str, Float[Tensor, "_ N T 3"]]
 
@@ -190,17 +192,10 @@ class Models:
 
     @torch.no_grad()
     def samples(self, case: Case, grids: dict[str, TokenGrid | None], *, swept: bool) -> Answers:
-        """Samples of the sampler at its usual number of steps, of its Gaussian head, of the peer; and, where `swept`,
-        of the sampler at other numbers of steps."""
+        """Samples of the sampler at its usual number of steps and of the peer; and, where `swept`, of the sampler at
+        other numbers of steps."""
         clip = self.sampler.prepared(case, _grid(self.sampler, grids))
         found = {"samples": self._sampled(clip, case, self.name, self.steps, CALIBRATION_DRAWS)}
-        if clip.anchor is not None:
-            for name, factors in (
-                ("gaussian head", _without_neighbours(clip.factors)),
-                ("gaussian head, joint", clip.factors),
-            ):
-                head = head_samples(clip, clip.anchor, factors, case.seed)
-                found[name] = case.trajectories(head, self.sampler.multiplicity)
         if self.peer is not None:
             prepared = self.peer.prepared(case, _grid(self.peer, grids))
             name, steps = sampling.usual(self.peer.pipe.transformer)
@@ -208,6 +203,21 @@ class Models:
         for steps in self.sweep if swept else ():
             if steps != self.steps:
                 found[f"samples@{steps}"] = self._sampled(clip, case, self.name, steps, NUM_SCORED)
+        return found
+
+    @torch.no_grad()
+    def heads(
+        self, case: Case, grids: dict[str, TokenGrid | None], temperatures: Mapping[str, float]
+    ) -> Answers:
+        """Draws of the Gaussian heads, each at its temperature; none where the sampler stands on no regressor."""
+        clip = self.sampler.prepared(case, _grid(self.sampler, grids))
+        if clip.anchor is None:
+            return {}
+        covariances = (_without_neighbours(clip.factors), clip.factors)
+        found = {}
+        for name, factors in zip(HEADS, covariances, strict=True):
+            ctrl = head_samples(clip, clip.anchor, factors, case.seed, temperatures[name])
+            found[name] = case.trajectories(ctrl, self.sampler.multiplicity)
         return found
 
     def _sampled(
@@ -222,12 +232,12 @@ class Models:
 
 
 def head_samples(
-    clip: ClipDenoiser, anchor: Anchor, factors: Factors, seed: int
+    clip: ClipDenoiser, anchor: Anchor, factors: Factors, seed: int, temperature: float = 1.0
 ) -> Float[Tensor, "K N M 3"]:
-    """Draws from the regressor's own Gaussian, with residuals of this covariance."""
+    """Draws from the regressor's own Gaussian, with residuals of this covariance times the temperature squared."""
     shape = (1, CALIBRATION_DRAWS, *anchor.mean.shape[1:])
     white = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return clip.decode(factors.correlate(white)).squeeze(0)
+    return clip.decode(factors.correlate(temperature * white)).squeeze(0)
 
 
 def dressed(
