@@ -270,12 +270,12 @@ def test_heads_differ_in_what_joins_points_alone():
     together = {**dataclasses.asdict(PointNoise.white(CTRL)), "shared": (0.8, 0.8)}
     models.sampler.pipe.transformer.register_to_config(noise=together)
     heads = models.heads(case, {}, dict.fromkeys(HEADS, 1.0))
-    spread = {name: points[..., 2].log().std(0).median() for name, points in heads.items()}
+    spread = {name: points[:, :, 0, 2].log().std(0).median() for name, points in heads.items()}
     # Most of the joint one's deviation is common to the scene, which is scaled to a depth of 1.
     assert spread["gaussian head, joint"] < 0.7 * spread["gaussian head"]
     wide = models.heads(case, {}, {"gaussian head": 2.0, "gaussian head, joint": 1.0})
     assert torch.equal(wide["gaussian head, joint"], heads["gaussian head, joint"])
-    ratio = wide["gaussian head"][..., 2].log().std(0).median() / spread["gaussian head"]
+    ratio = wide["gaussian head"][:, :, 0, 2].log().std(0).median() / spread["gaussian head"]
     assert ratio.item() == pytest.approx(2, rel=0.3)
 
 
