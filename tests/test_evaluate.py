@@ -171,6 +171,24 @@ def test_variances_and_ranks_are_pooled():
     assert cells["coverage_lateral"] == pytest.approx([q / 2 for q in metrics.LEVELS])
 
 
+def test_an_odd_first_clip_takes_no_metric_from_the_others():
+    rows = [{"samples": scored({"ade": 1.0})}, {"samples": scored({"ade": 3.0, "jitter": 2.0})}]
+    cells = summary.table(rows)["samples"]["all"]
+    assert (cells["ade"]["value"], cells["jitter"]["value"]) == (2, 2)
+
+
+def test_a_subset_without_anything_in_it_has_no_numbers_that_are_none():
+    nothing = {s: np.zeros((len(SUBSETS), 2)) for s in ("", "_lateral", "_depth")}
+    ranks = np.zeros((len(SUBSETS), 3, 40), dtype=np.int64)
+    ranks[0] = np.arange(40) + 40 * np.arange(3)[:, None]
+    row = {"samples": scored({"ade": 1.0}, spread=nothing, ranks=ranks)}
+    found = summary.table([row, row])["samples"]
+    json.dumps(found, allow_nan=False)
+    assert "spread_skill" not in found["all"]
+    assert found["all"]["ranks_y"] == (2 * ranks[0, 1]).tolist()
+    assert "ranks_y" not in found["occluded"]
+
+
 def test_steps_are_compared_on_the_clips_that_have_them_all():
     def row(score: float, *, swept: bool) -> dict[str, Scored]:
         numbers = {"samples": score, "l2 twin": 3.0, "dressed l2 twin": 2.0}

@@ -147,7 +147,38 @@ def test_unknown_truth_is_in_no_subset(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tracks_XYZ": None}, "need tracks_XYZ of 3 dimensions, got nothing"),
+        ({"tracks_XYZ": None}, "need tracks_XYZ, got nothing"),
+        ({"tracks_XYZ": np.zeros((T, N, 2))}, r"need tracks_XYZ \[T, N, 3\] = \[9, 10, 3\]"),
+        ({"tracks_XYZ": np.zeros((1, N, 3))}, "with 2 frames or more, got"),
+        ({"tracks_XYZ": np.full((T, N, 3), "a")}, "need numbers in tracks_XYZ"),
+        ({"fx_fy_cx_cy": np.ones(3)}, r"need fx_fy_cx_cy \[4\]"),
+        ({"fx_fy_cx_cy": np.array([np.nan, 1, 1, 1])}, "need finite numbers in fx_fy_cx_cy"),
+        ({"fx_fy_cx_cy": np.array([0, 1, 1, 1])}, "need focal lengths above 0"),
+        (
+            {"fx_fy_cx_cy": np.array([1, 1, 0, 0]), "images_jpeg_bytes": None},
+            "need a principal point",
+        ),
+        ({"size": np.zeros(2)}, "need a size"),
+        ({"size": np.ones(1)}, r"need size \[2\]"),
+        (
+            {"observed_tracks": np.zeros((T, N, 2))},
+            "observed_tracks and observed_visibility together",
+        ),
+        ({"observed_tracks": np.zeros((T, 3, 2))}, r"need observed_tracks \[T, N, 2\]"),
+        (
+            {"observed_tracks": np.full((T, N, 2), np.nan), "observed_visibility": np.ones((T, N))},
+            "finite",
+        ),
+        ({"moving": np.ones(3)}, r"need moving \[N\] = \[10\]"),
+        ({"u": np.linspace(0, 1, 3)}, r"need u \[T\] = \[9\]"),
+        ({"u": np.linspace(1, 0, T)}, "need u to rise"),
+        ({"u": np.zeros(T)}, "need u to rise"),
+        ({"u": np.full(T, np.nan)}, "need finite numbers in u"),
+        ({"extrinsics_w2c": np.zeros((T, 3, 4))}, r"need extrinsics_w2c \[T, 4, 4\]"),
+        ({"extrinsics_w2c": np.zeros((T, 4, 4))}, "got a singular matrix"),
+        ({"seed": np.zeros(2)}, r"need seed \[\]"),
+        ({"images_jpeg_bytes": np.zeros(0, "S3")}, r"images_jpeg_bytes \[F\] of bytes"),
+        ({"image_frames": np.arange(T) - 1}, "whole numbers from 0 to 8"),
         ({"visibility": np.ones((T, 3), bool)}, r"need visibility \[T, N\] = \[9, 10\]"),
         ({"visibility": np.zeros((T, N), bool)}, "two points that are seen in frame 0, got 0"),
         ({"images": np.zeros((T, 4, 4)), "images_jpeg_bytes": None}, r"\[F, h, w, 3\] uint8"),
@@ -173,6 +204,11 @@ def test_nothing_is_unpickled(tmp_path):
     # Tracks alone are read past it.
     assert read(path, with_images=False).points.shape == (9, T, 3)
     assert not (tmp_path / "ran").exists()
+    alone = tmp_path / "alone.npz"
+    with alone.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match=r"need an archive of arrays \(npz\), got a single array"):
+        read(alone)
     path.write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="no npz file that can be read"):
         read(path)
@@ -244,7 +280,43 @@ def test_a_folder_of_clips_is_scored_in_two_halves(tmp_path, monkeypatch):
         evaluation.run(dataclasses.replace(config, clips=tmp_path / "sampler"))
 
 
+def test_tokens_beside_rendered_worlds_are_passed_over(monkeypatch, tmp_path):
+    read: list[str] = []
+    monkeypatch.setattr(
+        command, "load_rendered", lambda paths: read.extend(p.name for p in paths) or []
+    )
+    with pytest.raises(UserError, match="need a folder of rendered worlds, found none in"):
+        command.rendered_folds(Evaluate(), tmp_path)
+    (tmp_path / "5-1.safetensors").touch()
+    (tmp_path / "tokens-5.safetensors").touch()
+    with pytest.raises(UserError, match="need at least two clips"):
+        command.rendered_folds(Evaluate(), tmp_path)
+    assert read == ["5-1.safetensors"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="need rendered worlds that can be read in"):
+        command.rendered_folds(Evaluate(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"points": 1}, "need --points of at least 2, got 1"),
+        ({"max_frames": 0}, "need --max-frames of at least 2, got 0"),
+        ({"steps": 0}, "need --steps of at least 1, got 0"),
+        ({"sweep": (1, 0)}, "need --sweep of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_scored(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.run(Evaluate(model="none", out=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="need a folder to write scores into, got the file"):
+        evaluation.run(Evaluate(model="none", out=tmp_path / "file"))
+
+
 def test_rendered_worlds_are_scored_in_a_fixed_order(monkeypatch, tmp_path):
+    (tmp_path / "5-1.safetensors").touch()
     images = torch.zeros(4, 2, 3, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0, 0] = torch.arange(4)
     depth = torch.ones(4, 2, 4, 4).half()

@@ -21,7 +21,6 @@ Shape letters:  N points   T frames   F pictured frames   h, w image.
 
 import dataclasses
 import io
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +33,8 @@ from torch import Tensor
 
 from diffusion4d import cameras
 from diffusion4d.atomic import replace_when_done
-from diffusion4d.errors import UserError, reason
+from diffusion4d.errors import UserError
+from diffusion4d.evaluation.arrays import Arrays, load
 from diffusion4d.scenes.corruption import observe_through_tracker
 
 MOVED = 0.01
@@ -111,21 +111,7 @@ def read_clip(
     Raises:
         UserError: the file is no clip with truth, or holds no point that is seen in frame 0.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: _array(path, file, name) for name in file.files if _wanted(name, with_images)
-            }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path} is no npz file that can be read without unpickling: {reason(error)}"
-        ) from error
-    for name, ndim in (("tracks_XYZ", 3), ("visibility", 2), ("fx_fy_cx_cy", 1)):
-        if name not in arrays or arrays[name].ndim != ndim:
-            shape = list(arrays[name].shape) if name in arrays else "nothing"
-            raise UserError(f"{path}: need {name} of {ndim} dimensions, got {shape}")
+    arrays = load(path, with_images=with_images)
     seed = int(arrays["seed"]) if "seed" in arrays else zlib.crc32(path.stem.encode())
     generator = torch.Generator().manual_seed(seed)
 
@@ -135,13 +121,13 @@ def read_clip(
     points = tensor("tracks_XYZ")[:max_frames].transpose(0, 1)
     N, T, _ = points.shape
     visible = tensor("visibility", torch.bool)[:max_frames].T
-    if visible.shape != (N, T):
-        raise UserError(
-            f"{path}: need visibility [T, N] = [{T}, {N}] as tracks_XYZ has, got {list(visible.T.shape)}"
-        )
     intrinsics = tensor("fx_fy_cx_cy")
     images, frames = _images(path, arrays, T) if with_images else (None, None)
     size = _size(arrays, intrinsics)
+    if min(size) < 1:
+        raise UserError(
+            f"{path}: need a principal point inside the view, or size, got {intrinsics.tolist()}"
+        )
     moving = tensor("moving", torch.bool) if "moving" in arrays else _moving(points, arrays, T)
     known = points.isfinite().all(-1) & (points[..., 2] > 0)
     usable = visible[:, 0] & known[:, 0]
@@ -218,33 +204,26 @@ def simulated(
     return tracks[0], visibility[0]
 
 
-def _wanted(name: str, with_images: bool) -> bool:
-    return with_images or name not in ("images", "images_jpeg_bytes")
-
-
-def _array(path: Path, file: "np.lib.npyio.NpzFile", name: str) -> np.ndarray:
-    try:
-        return file[name]
-    except ValueError as error:
-        raise UserError(
-            f"{path}: {name} is an array of objects, which only unpickling could read, and that would run code "
-            f"from the file. Store it as plain bytes (dtype S) or as uint8 `images` [T, h, w, 3], or leave images "
-            f"out (--tokens none)"
-        ) from error
-
-
-def _images(
-    path: Path, arrays: dict[str, np.ndarray], T: int
-) -> tuple[Tensor | None, Tensor | None]:
+def _images(path: Path, arrays: Arrays, T: int) -> tuple[Tensor | None, Tensor | None]:
     if "images" in arrays:
         images = torch.from_numpy(arrays["images"])
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != torch.uint8:
+        if (
+            images.ndim != 4
+            or images.shape[-1] != 3
+            or images.dtype != torch.uint8
+            or not images.numel()
+        ):
             raise UserError(
                 f"{path}: need images [F, h, w, 3] uint8, got {list(images.shape)} {images.dtype}"
             )
         images = images.permute(0, 3, 1, 2).contiguous()
     elif "images_jpeg_bytes" in arrays:
-        images = torch.stack([_decoded(path, bytes(data)) for data in arrays["images_jpeg_bytes"]])
+        data = arrays["images_jpeg_bytes"]
+        if data.ndim != 1 or not len(data) or data.dtype.kind not in "SV":
+            raise UserError(
+                f"{path}: need images_jpeg_bytes [F] of bytes, got {list(data.shape)} {data.dtype}"
+            )
+        images = torch.stack([_decoded(path, bytes(image)) for image in data])
     else:
         return None, None
     frames = torch.arange(len(images))
@@ -274,7 +253,7 @@ def _decoded(path: Path, data: bytes) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _size(arrays: dict[str, np.ndarray], intrinsics: Tensor) -> tuple[int, int]:
+def _size(arrays: Arrays, intrinsics: Tensor) -> tuple[int, int]:
     if "size" in arrays:
         height, width = arrays["size"].tolist()
         return int(height), int(width)
@@ -288,7 +267,7 @@ def _size(arrays: dict[str, np.ndarray], intrinsics: Tensor) -> tuple[int, int]:
     return round(2 * intrinsics[3].item()), round(2 * intrinsics[2].item())
 
 
-def _moving(points: Tensor, arrays: dict[str, np.ndarray], T: int) -> Bool[Tensor, "N"]:
+def _moving(points: Tensor, arrays: Arrays, T: int) -> Bool[Tensor, "N"]:
     if "extrinsics_w2c" in arrays:
         world_from_camera = torch.from_numpy(np.linalg.inv(arrays["extrinsics_w2c"][:T]))
         moved = cameras.transform(world_from_camera.float(), points.transpose(0, 1))

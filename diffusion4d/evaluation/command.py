@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import Evaluate, PoolSpec
@@ -48,6 +49,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: a model or a clip cannot be used.
     """
+    check(config)
     models = Models.load(config)
     with bars_with_notes() as bars:
         folds = folds_of(config, bars)
@@ -62,13 +64,30 @@ def run(config: Evaluate) -> dict[str, Any]:
                 rows.append(score_all(models, fits[-1], Case.of(clip), swept=swept))
                 bars.advance(bar)
     result = summarise(rows, config, fits, models.steps)
-    config.out.mkdir(parents=True, exist_ok=True)
     with replace_when_done(config.out / "scores.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
     with replace_when_done(config.out / "scores.md") as temporary:
         temporary.write_text(markdown(result))
     plots.write_all(result, config.out)
     return result
+
+
+def check(config: Evaluate) -> None:
+    """Refuse what would else be found out after everything was scored; makes the folder that is written to.
+
+    Raises:
+        UserError: a number is too small, or the folder cannot be made.
+    """
+    least = {"points": 2, "max_frames": 2, "scenes": 1, "fitting_scenes": 1, "sweep_clips": 1}
+    asked = [(name, getattr(config, name), low) for name, low in least.items()]
+    asked += [("sweep", steps, 1) for steps in config.sweep]
+    asked += [] if config.steps is None else [("steps", config.steps, 1)]
+    for name, number, low in asked:
+        if number < low:
+            raise UserError(f"need --{name.replace('_', '-')} of at least {low}, got {number}")
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"need a folder to write scores into, got the file {config.out}")
+    config.out.mkdir(parents=True, exist_ok=True)
 
 
 def folds_of(config: Evaluate, bars: Any) -> list[Fold]:
@@ -113,8 +132,19 @@ def halves(count: int, take: Callable[[Sequence[int]], Iterator[TrueClip]]) -> l
 
 
 def rendered_folds(config: Evaluate, folder: Path) -> list[Fold]:
-    """The rendered worlds of a folder, in a fixed random order: shards keep worlds of one image shape together."""
-    stacks = load_rendered(sorted(folder.glob("*.safetensors")))
+    """The rendered worlds of a folder, in a fixed random order: shards keep worlds of one image shape together.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    # Beside the shards, which are named by their seeds, there may be the tokens of an encoder.
+    shards = sorted(folder.glob("[0-9]*.safetensors"))
+    if not shards:
+        raise UserError(f"need a folder of rendered worlds, found none in {folder}")
+    try:
+        stacks = load_rendered(shards)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"need rendered worlds that can be read in {folder}: {error}") from error
     places = [(stack, i) for stack in stacks for i in range(len(stack))]
     order = np.random.default_rng(0).permutation(len(places))
 

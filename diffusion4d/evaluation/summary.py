@@ -135,7 +135,7 @@ def table(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
         found[method] = {}
         for s, subset in enumerate(SUBSETS):
             cells: dict[str, Any] = {}
-            for metric in held[0].values:
+            for metric in dict.fromkeys(name for h in held for name in h.values):
                 values = _stack(rows, method, metric, s)
                 if np.isfinite(values).any():
                     ones = np.where(np.isfinite(values), 1.0, np.nan)
@@ -143,7 +143,9 @@ def table(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
             for suffix in held[0].spread:
                 variance, error = np.stack([h.spread[suffix][s] for h in held], -1)
                 ratio = np.sqrt(_quotient(variance, error, mine))
-                cells[f"spread_skill{suffix}"] = Interval.of(ratio).json()
+                # A subset that no clip has anything in has no ratio.
+                if np.isfinite(ratio[0]):
+                    cells[f"spread_skill{suffix}"] = Interval.of(ratio).json()
             ranks = [h.ranks[s] for h in held if h.ranks is not None]
             if len(ranks) == len(held):
                 cells |= _calibration(np.stack(ranks), mine)
@@ -166,6 +168,8 @@ def _calibration(ranks_CAR: np.ndarray, drawn_WC: np.ndarray) -> dict[str, Any]:
         found[f"calibration_error{suffix}"] = Interval.of(error).json()
         found[f"coverage{suffix}"] = [round(float(c), 4) for c in coverage[0]]
         found[f"ranks{suffix}"] = counts_CR.sum(0).tolist()
+    for axis, name in enumerate("xyz"):
+        found[f"ranks_{name}"] = ranks_CAR[:, axis].sum(0).tolist()
     return found
 
 
