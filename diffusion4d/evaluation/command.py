@@ -51,6 +51,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     """
     check(config)
     models = Models.load(config)
+    config.out.mkdir(parents=True, exist_ok=True)
     with bars_with_notes() as bars:
         folds = folds_of(config, bars)
         rows: list[dict[str, Scored]] = []
@@ -73,10 +74,10 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 
 def check(config: Evaluate) -> None:
-    """Refuse what would else be found out after everything was scored; makes the folder that is written to.
+    """Refuse what would else be found out after everything was scored.
 
     Raises:
-        UserError: a number is too small, or the folder cannot be made.
+        UserError: a number is too small, or there is a file where the folder should be.
     """
     least = {"points": 2, "max_frames": 2, "scenes": 1, "fitting_scenes": 1, "sweep_clips": 1}
     asked = [(name, getattr(config, name), low) for name, low in least.items()]
@@ -87,7 +88,6 @@ def check(config: Evaluate) -> None:
             raise UserError(f"need --{name.replace('_', '-')} of at least {low}, got {number}")
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"need a folder to write scores into, got the file {config.out}")
-    config.out.mkdir(parents=True, exist_ok=True)
 
 
 def folds_of(config: Evaluate, bars: Any) -> list[Fold]:
