@@ -6,9 +6,11 @@ start may hold more of. Random numbers need no saving: a step's batch is a funct
 """
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -40,10 +42,15 @@ def _tensors(
 
 
 def save(
-    path: Path, step: int, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Optimizer
+    path: Path,
+    step: int,
+    model: nn.Module,
+    ema: EMAModel,
+    optimiser: torch.optim.Optimizer,
+    purpose: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the state after `step` steps, and the configuration of a model that has one."""
-    metadata = {"step": str(step)}
+    """Write the state after `step` steps, the configuration of a model that has one, and what it is trained for."""
+    metadata = {"step": str(step), "purpose": json.dumps(purpose or {})}
     if isinstance(model, TrajectoryDiT):
         metadata["network"] = model.to_json_string()
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(model, ema, optimiser)}
@@ -58,7 +65,7 @@ def load(path: Path, model: nn.Module, ema: EMAModel, optimiser: torch.optim.Opt
         UserError: the file belongs to another network, or is damaged.
     """
     with _opened(path) as file:
-        step = int(file.metadata()["step"])
+        step = int(_metadata(path, file)["step"])
         wanted = dict(_tensors(model, ema, optimiser))
         if set(wanted) != set(file.keys()) or any(
             list(tensor.shape) != file.get_slice(name).get_shape()
@@ -78,8 +85,38 @@ def network(path: Path) -> TrajectoryDiT | None:
         UserError: the file is damaged.
     """
     with _opened(path) as file:
-        held = file.metadata().get("network")
+        held = _metadata(path, file).get("network")
     return None if held is None else TrajectoryDiT(**_arguments(json.loads(held)))
+
+
+def purpose(path: Path) -> dict[str, str]:
+    """What the run was for, as it was saved; empty where nothing was said.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _opened(path) as file:
+        return json.loads(_metadata(path, file).get("purpose", "{}"))
+
+
+def digest(model: nn.Module | None) -> str:
+    """A short hash of a model's weights; nothing for none."""
+    if model is None:
+        return ""
+    state = model.state_dict()
+    hashed = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        hashed.update(state[name].detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _metadata(path: Path, file: Any) -> dict[str, str]:
+    found = file.metadata() or {}
+    if "step" not in found:
+        raise UserError(
+            f"need the checkpoint of a training run, {path} is none; choose another --out"
+        )
+    return found
 
 
 def _arguments(config: dict) -> dict:

@@ -181,6 +181,15 @@ def run(arguments: list[str]) -> int:
         ):
             return refuse(str(error))
         raise
+    except Exception as error:
+        from safetensors import SafetensorError
+
+        # Its errors of the disk are no OSErrors.
+        if not isinstance(error, SafetensorError):
+            raise
+        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return refuse(f"the disk is full; nothing half-written is left ({error})")
+        return refuse(f"a file of tensors could not be read or written: {error}")
 
 
 def leave_a_core() -> None:

@@ -17,7 +17,7 @@ A finished run holds `model`, the network, and for a sampler or a twin also `pip
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +28,14 @@ from diffusers.training_utils import EMAModel
 from rich.progress import Progress
 
 from diffusion4d import checkpoint, denoiser
+from diffusion4d.bounds import require_at_least
 from diffusion4d.config import Train
 from diffusion4d.coordinates import Coordinates
 from diffusion4d.dit import TrajectoryDiT
 from diffusion4d.errors import UserError
 from diffusion4d.noise import PointNoise
 from diffusion4d.scenes.batches import Example, draw
-from diffusion4d.scenes.pool import HELD_OUT, Worlds, draw_pool, load_pool
+from diffusion4d.scenes.pool import Worlds, draw_pool, load_pool, refuse_held_out
 from diffusion4d.scenes.rendered import draw_rendered
 from diffusion4d.scenes.tokenised import TokenisedWorlds, draw_with_tokens, tokenise_pool
 from diffusion4d.stages import bars_with_notes
@@ -145,8 +146,6 @@ def fit_whitening(
 
 def worlds_for(config: Train, progress: Progress) -> Worlds:
     """The pool of the configuration, generated as far as it is missing."""
-    if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
-        raise UserError(f"seeds from {HELD_OUT} are held out for evaluation")
     bar = progress.add_task("worlds", note="")
 
     def report(done: int, total: int) -> None:
@@ -171,8 +170,52 @@ def images_for(config: Train, progress: Progress) -> list[TokenisedWorlds]:
     return tokenise_pool(shards, config.rendered, load_encoder(config.encoder), report)
 
 
-def require_same(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT | None) -> None:
-    """Refuse to go on with the checkpoint of another network.
+def check(config: Train) -> None:
+    """Refuse settings that would come to nothing.
+
+    Raises:
+        UserError: a number is too small, or does not go with another.
+    """
+    least = {f"optimisation.{name}": 1 for name in ("steps", "batch", "points")}
+    others = ("save_every", "processes", "solver_steps", "intervals", "worlds.worlds")
+    least |= dict.fromkeys(others, 1) | {"solver_samples": 2, "optimisation.warmup": 0}
+    least |= {"optimisation.learning_rate": 1e-12, "optimisation.ema": 0, "tail": 0}
+    require_at_least(config, least)
+    if config.optimisation.ema >= 1:
+        raise UserError(f"need --optimisation.ema below 1, got {config.optimisation.ema}")
+    network, points = config.network, config.optimisation.points
+    if network.num_heads < 1 or network.width < 1 or network.width % network.num_heads:
+        raise UserError(
+            f"need --network.width to be a multiple of --network.num-heads, got {network.width} and {network.num_heads}"
+        )
+    pools = {"worlds": config.worlds, **({"images": config.images} if config.rendered else {})}
+    for name, spec in pools.items():
+        if points > spec.points:
+            raise UserError(
+                f"need --{name}.points of at least the {points} of --optimisation.points, got {spec.points}"
+            )
+        refuse_held_out(spec)
+
+
+def purpose_of(
+    config: Train, regressor: TrajectoryDiT | None, teacher: TrajectoryDiT | None
+) -> dict[str, str]:
+    """What tells a run from another of the same network."""
+    return {
+        "objective": config.objective,
+        "regressor": checkpoint.digest(regressor),
+        "teacher": checkpoint.digest(teacher),
+    }
+
+
+def require_same(
+    config: Train,
+    network: TrajectoryDiT,
+    regressor: TrajectoryDiT | None,
+    wanted_purpose: Mapping[str, str],
+    purpose: Mapping[str, str],
+) -> None:
+    """Refuse to go on with the checkpoint of another network, or of one that was to learn something else.
 
     Raises:
         UserError: size or purpose differ from the configuration's.
@@ -188,6 +231,12 @@ def require_same(config: Train, network: TrajectoryDiT, regressor: TrajectoryDiT
             raise UserError(
                 f"the checkpoint in {config.out} is of another network, with {name} {network.config[name]}, "
                 f"got {value}; choose another --out"
+            )
+    for name, value in purpose.items():
+        if value != wanted_purpose[name]:
+            raise UserError(
+                f"the checkpoint in {config.out} is of another run, with {name} {value or 'none'}, "
+                f"got {wanted_purpose[name] or 'none'}; choose another --out"
             )
 
 
@@ -229,15 +278,18 @@ def _run(config: Train, progress: Progress) -> Path:
         ),
     )
     # What may be refused comes before hours of drawing worlds.
+    check(config)
     regressor = load_regressor(config)
     teacher = load_teacher(config, regressor)
     state = config.out / "checkpoint.safetensors"
     network = checkpoint.network(state) if state.exists() else None
+    purpose = purpose_of(config, regressor, teacher)
+    if network is not None:
+        require_same(config, network, regressor, purpose, checkpoint.purpose(state))
     worlds = worlds_for(config, progress)
     imaged = images_for(config, progress)
     if network is None:
         network = build(config, worlds, regressor)
-    require_same(config, network, regressor)
     ema = EMAModel(
         network.parameters(), decay=config.optimisation.ema, use_ema_warmup=True, power=0.75
     )
@@ -277,7 +329,7 @@ def _run(config: Train, progress: Progress) -> Path:
         if accelerator.is_main_process and (
             (step + 1) % config.save_every == 0 or step + 1 == steps
         ):
-            checkpoint.save(state, step + 1, network, ema, optimiser)
+            checkpoint.save(state, step + 1, network, ema, optimiser, purpose)
     accelerator.end_training()
     ema.copy_to(network.parameters())
     return save_finished(config, network, regressor)

@@ -17,6 +17,7 @@ that was killed goes on with the same losses as one that was not.
 Shape letters:  B clips   N points   F = 2 frames a clip   C channels   L tokens   D cells   y, x depth map.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion4d import checkpoint
+from diffusion4d.bounds import require_at_least
 from diffusion4d.config import TrainEncoder
 from diffusion4d.errors import UserError
 from diffusion4d.frame_pairs import PATCH, Views, draw_views
-from diffusion4d.scenes.pool import HELD_OUT
+from diffusion4d.scenes.pool import refuse_held_out
 from diffusion4d.scenes.rendered import RenderedWorlds, draw_rendered, load_rendered
 from diffusion4d.stages import bars_with_notes
 from priors.checkpoints import find_folder
@@ -180,8 +182,10 @@ def run(config: TrainEncoder) -> Path:
     """
     if config.frozen and config.start_from is None:
         raise UserError("need an encoder to start from where it is to stay frozen")
-    if config.worlds.first_seed + config.worlds.worlds > HELD_OUT:
-        raise UserError(f"seeds from {HELD_OUT} are held out for evaluation")
+    counts = ("steps", "batch", "save_every", "processes", "worlds.worlds")
+    least = {"points": 2, "warmup": 0, "ema": 0, "learning_rate": 1e-12, "temperature": 1e-6}
+    require_at_least(config, dict.fromkeys(counts, 1) | least)
+    refuse_held_out(config.worlds)
     with bars_with_notes() as progress:
         bar = progress.add_task("worlds", note="")
 
@@ -217,7 +221,12 @@ def fit(config: TrainEncoder, stacks: list[RenderedWorlds], progress: Progress) 
         for step in range(done, config.steps):
             losses = model(draw_views(config, stacks, step))
             losses["loss"].backward()
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            if not math.isfinite(losses["loss"].item() + norm.item()):
+                raise UserError(
+                    f"need a finite loss, got {losses['loss'].item()} with gradient norm {norm.item()} at step {step}: "
+                    f"go on from the last checkpoint in {config.out}, if there is one, with a lower learning rate"
+                )
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()

@@ -28,9 +28,9 @@ def take_over(network: TrajectoryDiT, given: TrajectoryDiT, *, with_output: bool
             # Shift, scale and gate of the patch tokens come last; all start at 0.
             rows = min(len(mine), len(theirs[name]))
             mine[:rows] = theirs[name][:rows]
-    if not given.config["token_channels"]:
+    if network.config["token_channels"] and not given.config["token_channels"]:
         # The given network has a weight for whether there are tokens, but never saw any.
-        network.embed_clip[0].weight[:, HAS_TOKENS] = 0
+        network.get_parameter("embed_clip.0.weight")[:, HAS_TOKENS] = 0
 
 
 def _copy_columns(

@@ -1,6 +1,7 @@
 """Training: every objective learns, and a run that was killed is the run that was not."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -304,6 +305,7 @@ def test_a_longer_pool_leaves_the_whitening_as_it_was(tmp_path, worlds_folder, u
     ("changes", "message"),
     [
         ({"objective": "velocity"}, "another network, with output mean, got velocity"),
+        ({"objective": "median"}, "another run, with objective mean, got median"),
         ({"network": dataclasses.replace(NETWORK, width=16)}, "with width 32, got 16"),
         ({"worlds": PoolSpec(worlds=2, first_seed=pool.HELD_OUT)}, "held out for evaluation"),
         (
@@ -315,6 +317,39 @@ def test_a_longer_pool_leaves_the_whitening_as_it_was(tmp_path, worlds_folder, u
 def test_what_does_not_fit_a_run_is_refused(worlds_folder, uninterrupted, changes, message):
     with pytest.raises(UserError, match=message):
         train.run(settings(uninterrupted, worlds_folder, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimisation.steps": 0}, "need --optimisation.steps of at least 1, got 0"),
+        ({"optimisation.batch": 0}, "need --optimisation.batch of at least 1, got 0"),
+        ({"optimisation.ema": 2.0}, "need --optimisation.ema below 1, got 2.0"),
+        ({"optimisation.learning_rate": math.nan}, "optimisation.learning-rate of at least"),
+        ({"save_every": 0}, "need --save-every of at least 1, got 0"),
+        ({"solver_samples": 1}, "need --solver-samples of at least 2, got 1"),
+        ({"worlds.worlds": 0}, "need --worlds.worlds of at least 1, got 0"),
+        ({"worlds.points": 3}, "need --worlds.points of at least the 12 of --optimisation.points"),
+        ({"worlds.first_seed": pool.HELD_OUT - 1}, "held out for evaluation"),
+        ({"network.num_heads": 5}, "need --network.width to be a multiple of"),
+    ],
+)
+def test_settings_that_come_to_nothing_are_refused_first(tmp_path, worlds_folder, changes, message):
+    config = settings(tmp_path / "out", worlds_folder)
+    for name, value in changes.items():
+        part, _, field = name.rpartition(".")
+        if part:
+            value = dataclasses.replace(getattr(config, part), **{field: value})
+        config = dataclasses.replace(config, **{part or field: value})
+    with pytest.raises(UserError, match=message):
+        train.run(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_tensors_that_is_no_checkpoint_is_refused(tmp_path, worlds_folder):
+    save_file({"x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(UserError, match="need the checkpoint of a training run"):
+        train.run(settings(tmp_path, worlds_folder))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, worlds_folder, uninterrupted):

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from diffusion4d.atomic import replace_when_done
+from diffusion4d.bounds import require_at_least
 from diffusion4d.config import Evaluate, PoolSpec
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation import plots, summary
@@ -79,13 +80,8 @@ def check(config: Evaluate) -> None:
     Raises:
         UserError: a number is too small, or there is a file where the folder should be.
     """
-    least = {"points": 2, "max_frames": 2, "scenes": 1, "fitting_scenes": 1, "sweep_clips": 1}
-    asked = [(name, getattr(config, name), low) for name, low in least.items()]
-    asked += [("sweep", steps, 1) for steps in config.sweep]
-    asked += [] if config.steps is None else [("steps", config.steps, 1)]
-    for name, number, low in asked:
-        if number < low:
-            raise UserError(f"need --{name.replace('_', '-')} of at least {low}, got {number}")
+    counts = ("scenes", "fitting_scenes", "sweep", "sweep_clips", "steps", "processes")
+    require_at_least(config, {"points": 2, "max_frames": 2, **dict.fromkeys(counts, 1)})
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"need a folder to write scores into, got the file {config.out}")
 

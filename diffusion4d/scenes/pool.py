@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import PoolSpec, RenderedSpec
 from diffusion4d.data.pack import Pack
+from diffusion4d.errors import UserError
 from diffusion4d.scenes.observe import World
 from diffusion4d.scenes.world import ACTOR, AMBIGUOUS_SHARE, generate
 
@@ -164,7 +166,35 @@ def write_missing(
                     progress(done, len(jobs))
 
 
+def refuse_held_out(spec: PoolSpec | RenderedSpec) -> None:
+    """Worlds to train on keep away from the seeds that are scored.
+
+    Raises:
+        UserError: they do not.
+    """
+    # Worlds without pictures are drawn in whole shards.
+    shard = SHARD if isinstance(spec, PoolSpec) else 1
+    last = spec.first_seed + -(-spec.worlds // shard) * shard - 1
+    if spec.first_seed < 0 or last >= HELD_OUT:
+        raise UserError(
+            f"need seeds from 0 to {HELD_OUT - 1} to train on, as later ones are held out for evaluation; got "
+            f"{spec.first_seed} to {last}"
+        )
+
+
+def read_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of a shard.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and it is drawn again") from error
+
+
 def load_pool(paths: list[Path]) -> Worlds:
     """Read shards into memory, as one stack."""
-    shards = [load_file(path) for path in paths]
+    shards = [read_shard(path) for path in paths]
     return Worlds(*(torch.cat([s[f.name] for s in shards]) for f in dataclasses.fields(Worlds)))

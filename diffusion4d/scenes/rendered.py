@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
 from diffusion4d.scenes.observe import World
-from diffusion4d.scenes.pool import Cast, Worlds, stacked, write_missing
+from diffusion4d.scenes.pool import Cast, Worlds, read_shard, stacked, write_missing
 from diffusion4d.scenes.render import depth_at, depth_maps, render
 from diffusion4d.scenes.scene import Scene
 from diffusion4d.scenes.world import compose, generate
@@ -173,7 +173,7 @@ def load_rendered(paths: list[Path]) -> list[RenderedWorlds]:
     """
     groups: dict[str, list[dict[str, Tensor]]] = {}
     for path in paths:
-        shard = load_file(path)
+        shard = read_shard(path)
         for shape in {name.partition("/")[0] for name in shard}:
             fields = {
                 name.partition("/")[2]: tensor

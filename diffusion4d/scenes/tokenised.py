@@ -7,19 +7,20 @@ Shape letters:  B worlds   F key frames   L patches   C channels   N points   T 
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Float16, Int64
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.config import Dropout
 from diffusion4d.evidence import Tokens
 from diffusion4d.scenes.batches import Example, draw
-from diffusion4d.scenes.pool import Worlds
+from diffusion4d.scenes.pool import Worlds, read_shard
 from diffusion4d.scenes.rendered import RenderedWorlds, load_rendered
 from priors.dinov3 import Encoder
 from priors.tokens import TokenGrid
@@ -80,16 +81,19 @@ def tokenise_pool(
 ) -> list[TokenisedWorlds]:
     """Tokens of a rendered pool, from `folder` where they are kept, computed where they are missing."""
     stacks = load_rendered(shards)
+    # All that decides the pictures is in the names of the shards, so their hash tells pools in one folder apart.
+    named = " ".join(path.name for path in shards).encode()
+    kept_as = hashlib.blake2b(named, digest_size=6).hexdigest()
     total, done = sum(len(stack) for stack in stacks), 0
     tokenised = []
     for stack in stacks:
         h, w = stack.images.shape[-2:]
-        # Size and fit of the preprocessing change the grid and are not in the fingerprint; the image size and count
-        # tell a pool that has grown since.
-        path = folder / f"tokens-{encoder.fingerprint}-{h}x{w}-{len(stack)}-both.safetensors"
         grid = encoder.preprocessing.grid((h, w), encoder.patch)
+        # Size and fit of the preprocessing change the grid and are not in the fingerprint.
+        shape = f"{h}x{w}-{grid[0]}x{grid[1]}"
+        path = folder / f"tokens-{encoder.fingerprint}-{shape}-{kept_as}-both.safetensors"
         if path.exists():
-            both = load_file(path)
+            both = read_shard(path)
         else:
             found = tokenise(stack, encoder)
             both = {"values": found.values, "mirrored": found.mirrored}
