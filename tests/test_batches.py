@@ -9,7 +9,7 @@ from models import CTRL, simple_worlds
 from diffusion4d import cameras, splines
 from diffusion4d.config import Dropout
 from diffusion4d.scenes import batches
-from diffusion4d.scenes.batches import Example, draw, view
+from diffusion4d.scenes.batches import Example, draw, in_view, view
 from diffusion4d.scenes.pool import Worlds
 
 NOTHING = Dropout(0.0, 0.0, 0.0)
@@ -125,6 +125,23 @@ def test_symmetries_keep_shapes():
                 for c in candidates
             ]
             assert min(errors) < 1e-5
+
+
+def test_what_a_turn_takes_out_of_the_picture_is_seen_no_longer():
+    worlds = simple_worlds(8).take(torch.arange(64) % 8)
+    # Seen wherever it is: near the sides of the picture, a turn takes some of it out.
+    edge = worlds.size.flip(-1)[:, None, None] / 2 / worlds.intrinsics[:, None, None, :2]
+    lateral = (
+        torch.rand(worlds.points[..., :2].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
+    points = torch.cat([lateral * edge * worlds.points[..., 2:], worlds.points[..., 2:]], -1)
+    worlds = dataclasses.replace(worlds, points=points, visible=torch.ones_like(worlds.visible))
+    turned = view(worlds, torch.Generator().manual_seed(0), num_points=20, augment=True)
+    inside = in_view(turned.points, turned.intrinsics, turned.size)
+    assert torch.equal(turned.visible, inside)
+    assert 0.8 < inside.float().mean() < 0.99
+    still = view(worlds, torch.Generator().manual_seed(0), num_points=20, augment=False)
+    assert still.visible.all()
 
 
 def test_points_seen_in_the_anchor_frame_come_first():

@@ -79,6 +79,8 @@ def view(worlds: Worlds, generator: torch.Generator, *, num_points: int, augment
         turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], -1).unflatten(-1, (2, 2))
         lateral = torch.einsum("bij,bntj->bnti", turn, points[..., :2])
         points = torch.cat([lateral, points[..., 2:]], -1)
+        # What a turn took out of the picture is seen no longer.
+        visible = visible & in_view(points, worlds.intrinsics, worlds.size)
     # Points are asked for in the anchor frame; one that is hidden there is taken only where seen ones run out.
     odds = visible[:, :, 0].float() + 1e-4
     if augment:
@@ -92,6 +94,23 @@ def view(worlds: Worlds, generator: torch.Generator, *, num_points: int, augment
     return Worlds(
         points / scale[:, None, None, None], visible, moving, worlds.intrinsics, worlds.size
     )
+
+
+def images_of(
+    points: Float[Tensor, "B N T 3"], intrinsics: Float[Tensor, "B 4"]
+) -> Float[Tensor, "B N T 2"]:
+    """Pixels of points; one behind the camera has no image, and it does not matter where, as it is not visible."""
+    ahead = torch.cat([points[..., :2], points[..., 2:].clamp_min(NEAREST)], -1)
+    return cameras.project(ahead, intrinsics[:, None, None])
+
+
+def in_view(
+    points: Float[Tensor, "B N T 3"], intrinsics: Float[Tensor, "B 4"], size: Tensor
+) -> Bool[Tensor, "B N T"]:
+    """Whether points are before the camera and inside the picture."""
+    pixels = images_of(points, intrinsics)
+    inside = ((pixels >= 0) & (pixels <= size.flip(-1)[:, None, None])).all(-1)
+    return inside & (points[..., 2] > NEAREST)
 
 
 def draw(
@@ -117,14 +136,11 @@ def draw(
     intrinsics = torch.cat([intrinsics[:, :2], centre], -1)
     stretch = (worlds.intrinsics[:, 0] / intrinsics[:, 0])[:, None, None, None]
     points = torch.cat([points[..., :2] * stretch, points[..., 2:]], -1)
-    # A point behind the camera has no image; it is not visible either, so where its image would be does not matter.
-    ahead = torch.cat([points[..., :2], points[..., 2:].clamp_min(NEAREST)], -1)
-    pixels = cameras.project(ahead, intrinsics[:, None, None])
+    pixels = images_of(points, intrinsics)
     if augment:
         markers = torch.rand(B, generator=generator) < MARKERS
         markers = (markers & worlds.moving.all(1))[:, None, None]
-        inside = ((pixels >= 0) & (pixels <= worlds.size.flip(-1)[:, None, None])).all(-1)
-        visible = visible | (markers & inside & (points[..., 2] > NEAREST))
+        visible = visible | (markers & in_view(points, intrinsics, worlds.size))
     limit = 4 * worlds.size.amax()
     tracks, visibility = observe_through_tracker(
         pixels.clamp(-limit, limit), visible, worlds.size, generator
