@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jaxtyping import config
 from models import flowing_tracks, small_pipeline, textured_frames
+from safetensors import SafetensorError
 from videos import write_video
 
 from diffusion4d import Hypotheses, cli
@@ -282,6 +283,25 @@ def test_a_full_disk(stock, tmp_path, capfd, monkeypatch, writer):
     assert cli.run(quick(stock, tmp_path / "out", stock["good.mp4"])) == 2
     assert "No space left on device" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "I/O error: No space left (os error 28)",
+            "the disk is full; nothing half-written is left",
+        ),
+        ("header too large", "a file of tensors could not be read or written: header too large"),
+    ],
+)
+def test_errors_of_safetensors_end_with_one_line(capfd, monkeypatch, said, message):
+    def fail(_):
+        raise SafetensorError(said)
+
+    monkeypatch.setattr(cli, "train", fail)
+    assert cli.run(["train", "--out", "nowhere"]) == 2
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("old", [False, True])
