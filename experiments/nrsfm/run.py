@@ -57,7 +57,7 @@ class Settings:
     length: int = 32
     travel: float = 0.0
     k: int = 64
-    steps: int = 2
+    steps: int = 1
     seed: int = 0
 
 
@@ -74,6 +74,7 @@ def relief(
         fov=options.fov,
         num_hypotheses=None if pipe.deterministic else options.k,
         num_inference_steps=options.steps,
+        frame="camera",
         seed=options.seed,
     )
     depth_KNT = hypotheses.evaluate()[..., 2]
@@ -137,6 +138,7 @@ def perspective(
         intrinsics=sequence.intrinsics,
         num_hypotheses=None if pipe.deterministic else options.k,
         num_inference_steps=options.steps,
+        frame="camera",
         seed=options.seed,
     )
     depth_KTN = hypotheses.evaluate()[:, :, ::fill, 2].transpose(1, 2)
