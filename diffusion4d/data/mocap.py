@@ -7,6 +7,7 @@ In a recipe (see `diffusion4d.data.build`) an entry is a table [[mocap]] with th
 Shape letters:  T frames   J joints   V vertices.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from jaxtyping import Float
 
 from diffusion4d.data import bvh, deepmimic, jointed, positions
 from diffusion4d.data.actors import Actor, Motion, Split
+from diffusion4d.data.recipe import found, positive
 from diffusion4d.data.skeleton import Take, pieces, resampled, steady
 
 Array = np.ndarray
 
 FPS = 30.0
+_LETTERS = "abcdefgh"
+"""Names of the bodies of different build."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,19 @@ class MocapEntry:
     metres: float = 1.0
     """Metres of one unit of a .bvh file."""
 
+    def __post_init__(self) -> None:
+        positive(weight=self.weight, shortest=self.shortest, longest=self.longest)
+        positive(most_pieces=self.most_pieces, metres=self.metres)
+        if not 1 <= self.variants <= len(_LETTERS):
+            raise ValueError(f"need 1 to {len(_LETTERS)} variants, got {self.variants}")
+        if not self.shortest < self.longest:
+            raise ValueError(f"need shortest < longest, got {self.shortest} and {self.longest}")
+
+    def may_make(self, name: str) -> bool:
+        """Whether an actor of that name could be of this entry, whatever skeletons its files have."""
+        letters = _LETTERS[: self.variants]
+        return re.fullmatch(rf"{re.escape(self.name)}(-\d+)?-[{letters}]", name) is not None
+
 
 def mocap_actors(
     source: Path, entries: Iterable[MocapEntry]
@@ -81,9 +98,10 @@ def read(path: Path, metres: float = 1.0) -> Take:
 
 def _takes(source: Path, entry: MocapEntry) -> Iterator[tuple[str, Take]]:
     for pattern in entry.files:
-        paths = sorted(source.glob(pattern))
-        if not paths:
-            raise ValueError(f"mocap {entry.name!r}: need files {pattern!r} in {source}, got none")
+        try:
+            paths = found(source, pattern)
+        except ValueError as error:
+            raise ValueError(f"mocap {entry.name!r}: {error}") from error
         for path in (path for path in paths if path.name not in entry.without):
             take = read(path, entry.metres)
             cuts = [
@@ -134,7 +152,7 @@ def _variants(
         low_3 = np.array([*body.pose.positions[0, 0, :2], body.rest[:, 2].min()])
         yield (
             Actor(
-                name=f"{stem}-{'abcdefgh'[variant]}",
+                name=f"{stem}-{_LETTERS[variant]}",
                 group=entry.group,
                 species=entry.species,
                 source=entry.source,
