@@ -106,6 +106,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for name in ("meshes", "bones", "mocap"):
         (folder / name).mkdir()
+    (folder / "meshes" / "A folder.glb").mkdir()
     boxed(folder / "meshes" / "Cow.glb")
     boxed(folder / "meshes" / "Deer.glb", 5.0)
     bones(folder / "bones" / "Med.glb")

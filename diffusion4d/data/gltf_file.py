@@ -123,7 +123,7 @@ class GltfFile:
             else:
                 data = (self.path.parent / unquote(uri)).read_bytes()
         except (OSError, ValueError) as error:
-            name = unquote(uri)[:80]
+            name = unquote(str(uri))[:80]
             raise ValueError(f"need the data {name!r} beside {self.path}: {error}") from error
         if data is None:
             raise ValueError(f"need a buffer with data, got none in {self.path}")
