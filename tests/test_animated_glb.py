@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,65 @@ def test_accessors_of_all_layouts(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.accessor(base), ones)
 
 
+def test_data_beside_the_file_and_in_a_text_as_the_specification_has_them(tmp_path: Path) -> None:
+    """Both media types of buffers, a percent-encoded name; data that is missing is told by its name."""
+    glb = Glb(nodes=[{"mesh": 0}])
+    one_triangle(glb)
+    (tmp_path / "my data.bin").write_bytes(glb.data)
+    path = tmp_path / "a.gltf"
+    text = base64.b64encode(glb.data).decode()
+    uris = [
+        "my%20data.bin",
+        *(f"data:application/{t};base64,{text}" for t in ("gltf-buffer", "octet-stream")),
+    ]
+    for uri in uris:
+        path.write_text(json.dumps({**glb.tree, "buffers": [{"byteLength": 36, "uri": uri}]}))
+        np.testing.assert_array_equal(read_animated(path).bind, TRIANGLE)
+    for uri, name in (
+        ("his%20data.bin", "his data.bin"),
+        ("data:application/gltf-buffer;base64,A", "data:"),
+    ):
+        path.write_text(json.dumps({**glb.tree, "buffers": [{"byteLength": 36, "uri": uri}]}))
+        with pytest.raises(ValueError, match=f"need the data '{name}.*' beside .*a.gltf"):
+            read_animated(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("nodes",), 3),
+        (("nodes", 1, "children"), ["a"]),
+        (("nodes", 3, "mesh"), "a"),
+        (("nodes", 3, "weights"), {"a": 1}),
+        (("scenes", 0, "nodes"), 4),
+        (("skins", 0, "joints"), None),
+        (("meshes", 0, "primitives"), None),
+        (("meshes", 0, "primitives", 0, "attributes"), []),
+        (("animations", 0, "channels", 0, "target"), None),
+        (("animations", 0, "channels", 0, "sampler"), "a"),
+        (("animations", 0, "samplers"), {}),
+        (("accessors", 0, "count"), "a"),
+        (("accessors", 0, "count"), 1e30),
+        (("accessors", 0, "componentType"), []),
+        (("bufferViews", 0, "byteOffset"), "a"),
+        (("bufferViews", 0, "byteStride"), -64),
+        (("bufferViews", 0, "buffer"), None),
+    ],
+)
+def test_a_tree_with_parts_of_other_types_is_no_gltf(
+    tmp_path: Path, where: tuple[str | int, ...], value: object
+) -> None:
+    tree, data = raw(snake(np.random.default_rng(1), tmp_path / "snake.glb"))
+    part: Any = tree
+    for step in where[:-1]:
+        part = part[step]
+    part[where[-1]] = value
+    glb = Glb(**tree)
+    glb.data = data
+    with pytest.raises(ValueError, match=r"need .*changed\.glb"):
+        read_animated(glb.save(tmp_path / "changed.glb"))
+
+
 def test_a_body_moves_by_another_files_animation(tmp_path: Path) -> None:
     """On the same rig exactly as its owner; with bones twice as long the same turns, and twice the way."""
     owner = read_skeleton(snake(np.random.default_rng(1), tmp_path / "snake.glb"))
@@ -243,6 +303,7 @@ def test_refusals_say_what_was_needed(tmp_path: Path) -> None:
             read_animated(glb.save(tmp_path / "refused.glb"))
 
     refused("need a mesh with triangles", nodes=[{}])
+    refused("need nodes in the scene", nodes=[])
     refused("need one of 1 meshes, got number 3", nodes=[{"mesh": 3}])
     refused("need a file without KHR_draco", extensionsRequired=["KHR_draco_mesh_compression"])
     refused("need a tree of nodes", nodes=[{"mesh": 0, "children": [0]}], scenes=[{"nodes": [0]}])

@@ -1,19 +1,24 @@
 """A recipe and folders of sources become a pack: what is read, how it is placed, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from glb import Glb
 from packs import BOX, CORNERS
+from safetensors.numpy import save_file
 
 from diffusion4d.config import BuildPack
 from diffusion4d.data import positions
+from diffusion4d.data.actors import Actor, Motion
 from diffusion4d.data.animated_glb import read_animated, read_skeleton
-from diffusion4d.data.build import read_recipe, run
-from diffusion4d.data.glb_actors import instants, reduced, take_of
-from diffusion4d.data.pack import Pack
+from diffusion4d.data.build import run
+from diffusion4d.data.glb_actors import Animated, instants, reduced, skeleton_actors, take_of
+from diffusion4d.data.mocap import MocapEntry
+from diffusion4d.data.pack import Pack, write_actor
+from diffusion4d.data.recipe import parsed, read_recipe
 from diffusion4d.data.skeleton import Take
 from diffusion4d.errors import UserError
 
@@ -101,6 +106,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for name in ("meshes", "bones", "mocap"):
         (folder / name).mkdir()
+    (folder / "meshes" / "A folder.glb").mkdir()
     boxed(folder / "meshes" / "Cow.glb")
     boxed(folder / "meshes" / "Deer.glb", 5.0)
     bones(folder / "bones" / "Med.glb")
@@ -256,8 +262,156 @@ def test_refusals_say_what_was_needed(sources: Path, tmp_path: Path) -> None:
     refused('[[mocap]]\nname = "a"', "need more words in a recipe's table")
     refused("[odds]\nfish = 0.0", "need positive odds", ValueError)
     table = RECIPE.split("[[skeletons]]")[0]
-    refused(table.replace("meshes/", "shapes/"), r"need files shapes/\*.glb", ValueError)
+    refused(table.replace("meshes/", "shapes/"), r"need files .shapes/\*.glb", ValueError)
     refused(table.replace('"Deer"', '"Elk"'), r"need the files \['Elk'\]", ValueError)
     still = table.replace("grounded = true", 'grounded = true\nskip = ["*"]')
     refused(still, "need an animation in which something moves, got none for Cow", ValueError)
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+WALK = RECIPE[RECIPE.index("[[mocap]]") :]
+MESHES = RECIPE[RECIPE.index("[[animated]]") : RECIPE.index("[[skeletons]]")]
+FLAGS = """
+[[simulated]]
+kind = "flag"
+seeds = [0, 2]
+split = "train"
+
+[[simulated]]
+kind = "flag"
+seeds = [1, 3]
+split = "held-out"
+"""
+
+
+def test_seeds_of_two_splits_are_refused_before_anything_is_written(
+    sources: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE + FLAGS)
+    for only in ((), ("simulated",), ("mocap",)):
+        with pytest.raises(ValueError, match=r"seeds of flag overlap: \(0, 2\) and \(1, 3\)"):
+            run(BuildPack(recipe, sources, tmp_path / "out", only))
+    recipe.write_text(RECIPE + FLAGS.replace("[1, 3]", "[2, 3]").replace("flag", "flood", 1))
+    with pytest.raises(ValueError, match="kind must be one of"):
+        run(BuildPack(recipe, sources, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_actors_name_comes_once(sources: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(WALK + WALK + 'split = "held-out"\n')
+    with pytest.raises(UserError, match="need actors of different names, got 'walk-a' twice"):
+        run(BuildPack(recipe, sources, tmp_path / "out"))
+    assert {a.split for a in Pack.open(tmp_path / "out").actors} == {"train"}
+
+
+def test_what_the_recipe_no_longer_makes_goes(sources: Path, tmp_path: Path) -> None:
+    """A body less, and an entry that is held out under another name: nothing of before is left to train on."""
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(WALK)
+    run(BuildPack(recipe, sources, out))
+    held = WALK.replace('"walk"', '"stroll"') + 'split = "held-out"\n'
+    less = WALK.replace("variants = 2", "variants = 1")
+
+    recipe.write_text(held + FLAGS.replace("[1, 3]", "[2, 3]"))
+    told: list[str] = []
+    run(BuildPack(recipe, sources, out, ("mocap",)), told.append)
+    says = "stays, but no table of the recipe makes it"
+    assert told[-2:] == [f"walk-a {says}", f"walk-b {says}"]
+    # What another kind makes is no stranger, whichever process builds it.
+    write_actor(out, *renamed(out, "walk-a", "simulated-flag-0002"))
+    told.clear()
+    run(BuildPack(recipe, sources, out, ("mocap",)), told.append)
+    assert told == ["stroll-a", "stroll-b", f"walk-a {says}", f"walk-b {says}"]
+
+    weights = out / "weights.safetensors"
+    save_file({"w": np.zeros(3, np.float32)}, weights)
+    (out / "damaged.safetensors").write_bytes(b"somebody's")
+    recipe.write_text(less + held)
+    told.clear()
+    run(BuildPack(recipe, sources, out), told.append)
+    gone = [
+        f"{name} removed: the recipe does not make it" for name in ("simulated-flag-0002", "walk-b")
+    ]
+    assert told == ["walk-a", "stroll-a", "stroll-b", *gone]
+    # What is no actor is somebody else's.
+    assert weights.exists()
+    weights.unlink()
+    (out / "damaged.safetensors").unlink()
+    assert {a.name for a in Pack.open(out).actors} == {"walk-a"}
+    assert {a.name for a in Pack.open(out, ("held-out",)).actors} == {"stroll-a", "stroll-b"}
+
+
+def test_a_failed_build_removes_nothing(sources: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(WALK)
+    before = run(BuildPack(recipe, sources, out))
+    for text in ("", WALK.replace('"walk"', '"stroll"').replace('["wrong.npz"]', "[]")):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match="need"):
+            run(BuildPack(recipe, sources, out))
+        assert all(path.exists() for path in before)
+
+
+def renamed(pack: Path, name: str, other: str) -> tuple[Actor, tuple[Motion, ...]]:
+    opened = Pack.open(pack)
+    (actor,) = (actor for actor in opened.actors if actor.name == name)
+    return replace(actor, name=other), opened.motions(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"need tables of .*, got none"),
+        ("odds = 3", "need odds by group, got 3 in"),
+        ('[odds]\na = "x"', r"need positive odds, got {'a': 'x'} in"),
+        ("[odds]\na = inf", "need positive odds"),
+        ("[animated]\na = 1", r"need tables \[\[animated\]\], got animated = "),
+        ("animated = [1]", r"need tables \[\[animated\]\], got animated = "),
+        (MESHES.replace('"meshes/*.glb"', "3"), "need a text for files in .*, got 3"),
+        (MESHES.replace('"meshes/*.glb"', '"/meshes/*.glb"'), "need a pattern of files within"),
+        (MESHES.replace('"meshes/*.glb"', '""'), "need a pattern of files within"),
+        (MESHES.replace('["Deer"]', '"Deer"'), r"need a list \[a text, …\] for held_out .*, got 'Deer'"),
+        (MESHES.replace("true", "1"), "need true or false for grounded .*, got 1"),
+        (MESHES + 'weight = "a"', "need a number for weight in .*, got 'a'"),
+        (MESHES + "weight = true", "need a number for weight in .*, got True"),
+        (MESHES + "weight = inf", r"need positive finite numbers, got {'weight': inf}"),
+        (MESHES + "weight = nan", r"need positive finite numbers, got {'weight': nan}"),
+        (MESHES + "triangles = 0", r"need positive finite numbers, got {'triangles': 0}"),
+        (MESHES + "species = 4", "need a text for species"),
+        (MESHES + 'split = "dev"', "need 'train' or 'held-out' or 'test' for split .*, got 'dev'"),
+        (WALK.replace("variants = 2", "variants = 9"), "need 1 to 8 variants, got 9"),
+        (WALK.replace("variants = 2", "variants = 0"), "need 1 to 8 variants, got 0"),
+        (WALK + "most_pieces = 0", r"need positive finite numbers, got {'most_pieces': 0}"),
+        (WALK + "longest = -1", r"need positive finite numbers, got {'longest': -1.0}"),
+        (WALK + "longest = 0.5", "need shortest < longest, got 0.75 and 0.5"),
+        (WALK.replace('["mocap/*.npz"]', '["/mocap/*.npz"]'), "need a pattern of files within"),
+        (FLAGS.replace("[0, 2]", "3"), r"need a list \[a whole number, a whole number\] for seeds"),
+        (FLAGS.replace("[0, 2]", '[0, "a"]'), "for seeds in .*, got .0, 'a'."),
+        (FLAGS + "weight = inf", r"need positive finite numbers, got {'weight': inf}"),
+    ],
+)  # fmt: skip
+def test_a_recipe_with_wrong_values_says_which(
+    sources: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run(BuildPack(recipe, sources, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    table = {"name": "a", "files": ["b"], "source": "c", "licence": "d", "longest": 4}
+    entry = parsed(MocapEntry, table)
+    assert isinstance(entry.longest, float)
+    assert (entry.longest, entry.files) == (4.0, ("b",))
+
+
+def test_bones_that_do_not_move_are_refused(tmp_path: Path) -> None:
+    glb = Glb(nodes=[{"children": [1, 2]}, {}, {}], scenes=[{"nodes": [0]}])
+    glb.save(tmp_path / "still.glb")
+    given = Animated("still.glb", "a", "b", "c", "d", True)
+    with pytest.raises(ValueError, match=r"need an animation .*, got none in .*still\.glb"):
+        list(skeleton_actors(tmp_path, given))

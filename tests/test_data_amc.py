@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from diffusion4d.data import amc
+from diffusion4d.config import BuildPack
+from diffusion4d.data import amc, build, mocap
+from diffusion4d.data.pack import Pack
 
 ASF = """# a leg
 :version 1.10
@@ -122,6 +124,41 @@ def test_bones_may_come_in_any_order() -> None:
     takes = [amc.posed(skeleton, amc.parse_motion(AMC, skeleton)) for skeleton in (one, other)]
     assert takes[0].names == takes[1].names
     np.testing.assert_array_equal(takes[0].positions, takes[1].positions)
+
+
+def test_motion_capture_takes_the_skeleton_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "walk.amc").write_text(AMC)
+    with pytest.raises(ValueError, match=r"walk.amc: need one .asf beside it, got \[\]"):
+        mocap.read(tmp_path / "walk.amc")
+    (tmp_path / "leg.asf").write_text(ASF)
+    skeleton = amc.parse_skeleton(ASF)
+    for words in ({}, {"fps": 60.0, "up": "z"}):
+        take = mocap.read(tmp_path / "walk.amc", **words)
+        expected = amc.posed(skeleton, amc.parse_motion(AMC, skeleton), **words)
+        np.testing.assert_array_equal(take.positions, expected.positions)
+        assert take.fps == words.get("fps", 120)
+    (tmp_path / "other.asf").write_text(ASF)
+    with pytest.raises(ValueError, match=r"need one .asf .*'leg.asf', 'other.asf'"):
+        mocap.read(tmp_path / "walk.amc")
+
+
+def test_a_pack_is_built_of_it(tmp_path: Path) -> None:
+    """A hundred frames at 60 a second, with z up in the file: every second one is taken, and the leg stands along y."""
+    (tmp_path / "leg.asf").write_text(ASF)
+    frames = [f"{n}\nroot 0 0 {n / 100} 0 0 0\nthigh 0 0 0\nshin 0\n" for n in range(1, 101)]
+    (tmp_path / "rise.amc").write_text(":DEGREES\n" + "".join(frames))
+    recipe = tmp_path / "recipe.toml"
+    words = 'name = "leg"\nfiles = ["*.amc"]\nsource = "here"\nlicence = "CC0"\nvariants = 1\n'
+    recipe.write_text(f'[[mocap]]\n{words}fps = 60\nup = "z"\n')
+    build.run(BuildPack(recipe, tmp_path, tmp_path / "pack"))
+    (motion,) = Pack.open(tmp_path / "pack").motions("leg-a")
+    assert (motion.name, motion.fps, len(motion.vertices)) == ("rise", 30, 50)
+    way = motion.vertices[-1] - motion.vertices[0]
+    np.testing.assert_allclose(way[:, :2], 0, atol=1e-5)
+    assert np.ptp(motion.vertices[0], axis=0).argmax() == 1
+    # From 0.01 to 0.99 units, of a leg of seven and what is around its ends.
+    tall = np.ptp(motion.vertices[0], axis=0).max()
+    assert 0.98 / 9 < way[0, 2] / tall < 0.98 / 7
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

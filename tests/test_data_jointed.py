@@ -204,5 +204,5 @@ def test_an_entry_without_takes_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"need takes of 0.75 s, got none"):
         list(mocap.mocap_actors(tmp_path, [entry()]))
     (tmp_path / "a.obj").write_text("")
-    with pytest.raises(ValueError, match=r"need .bvh, .npz or .txt, got '.obj'"):
+    with pytest.raises(ValueError, match=r"need .bvh, .amc, .npz or .txt, got '.obj'"):
         mocap.read(tmp_path / "a.obj")

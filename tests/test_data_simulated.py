@@ -128,7 +128,7 @@ def test_the_same_seed_is_the_same_actor_and_another_seed_another():
 @pytest.mark.parametrize("kind", list(simulated.KINDS))
 def test_every_kind_gives_a_unit_sized_actor_that_moves(kind):
     entry = {"kind": kind, "seeds": [0, 1], "split": "held-out", "weight": 2.0}
-    ((actor, (motion,)),) = simulated.simulated_actors([entry])
+    ((actor, (motion,)),) = simulated.simulated_actors(simulated.read_batches([entry]))
     assert actor.weight == 2.0
     size_T = np.ptp(motion.vertices, axis=1).max(-1)
     assert np.median(size_T) == pytest.approx(1.0, abs=1e-5)
@@ -166,6 +166,12 @@ def test_accidents_are_told_from_motions():
         reason = simulated.unfit(dataclasses.replace(take, vertices=vertices))
         assert reason is not None
         assert words in reason
+
+
+def test_a_seed_of_which_no_attempt_is_fit_is_an_error_of_input(monkeypatch):
+    monkeypatch.setattr(simulated, "ATTEMPTS", 0)
+    with pytest.raises(ValueError, match="no attempt at pile, seed 3, was fit"):
+        simulated.simulated_actor("pile", 3, "train")
 
 
 @pytest.mark.parametrize(

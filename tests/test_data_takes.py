@@ -122,6 +122,10 @@ def test_a_joint_that_is_missing_for_a_moment_is_filled(tmp_path: Path) -> None:
         ({"positions": np.zeros((5, 3))}, "need positions"),
         ({"positions": np.zeros((0, 3, 3))}, "need at least 1 frame"),
         ({"positions": np.full((4, 3, 3), np.inf)}, "got NaN or infinity in frame 0"),
+        ({"positions": walker().positions + 0j}, "need real numbers as positions, got complex"),
+        ({"positions": np.array("a")}, "need real numbers as positions, got <U1"),
+        ({"fps": np.array([30, 30])}, "size 1"),
+        ({"names": np.array("a")}, "0-d array"),
         ({"fps": 0}, "need frames per second > 0"),
         ({"units": "inch"}, "need units m, cm or mm, got 'inch'"),
         ({"up": "x"}, "need an up axis"),
@@ -142,6 +146,10 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad.npz: need a NumPy archive"):
             positions.read(path)
+    with path.open("wb") as file:
+        np.save(file, walker().positions)
+    with pytest.raises(ValueError, match=r"bad.npz: need a NumPy archive"):
+        positions.read(path)
     np.savez(path, fps=30)
     with pytest.raises(ValueError, match="need a key 'positions'"):
         positions.read(path)

@@ -13,9 +13,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from diffusion4d.data import positions
-from diffusion4d.data.build import parsed
 from diffusion4d.data.glb_actors import Animated
 from diffusion4d.data.mocap import MocapEntry
+from diffusion4d.data.recipe import parsed
 from diffusion4d.data.simulated import KINDS, read_batches
 from diffusion4d.data.skeleton import Take
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from diffusion4d.data.actors import Actor, Motion
-from diffusion4d.data.pack import Pack, write_actor, write_odds
+from diffusion4d.data.pack import Pack, others, write_actor, write_odds
 from diffusion4d.errors import UserError
 
 
@@ -102,6 +103,25 @@ def test_the_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
     assert len({first, second, third, fourth}) == 4
 
 
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    actor = an_actor("carp")
+    path = write_actor(tmp_path, actor, [a_motion(actor)])
+    whole = path.read_bytes()
+    nothing = {"actor": "{}"}
+    for damaged in (b"", whole[:-9], b"\xff" * 9 + whole[9:], save({"rest": actor.rest}, nothing)):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"need a file written by write_actor, got .*carp\.safe"
+        ):
+            Pack.open(tmp_path)
+        assert others(tmp_path, ()) == []
+    path.write_bytes(whole)
+    for odds in ("{", "3", '{"fish": "x"}', '{"fish": -1}', '{"fish": Infinity}'):
+        (tmp_path / "odds.json").write_text(odds)
+        with pytest.raises(UserError, match=r"need odds of groups in .*odds\.json: "):
+            Pack.open(tmp_path)
+
+
 def test_refusals_say_what_was_needed(tmp_path: Path) -> None:
     actor = an_actor("carp")
     motion = a_motion(actor)
@@ -115,6 +135,7 @@ def test_refusals_say_what_was_needed(tmp_path: Path) -> None:
         (actor, [replace(motion, vertices=motion.vertices[:1])], "2 or more, 5, 3"),
         (actor, [a_motion(actor, scale=30)], "largest extent of about 1, got 30"),
         (actor, [replace(motion, fps=0.0)], "positive frame rate"),
+        (replace(actor, weight=np.inf), [motion], "positive weight, got inf"),
         (replace(actor, weight=0.0), [motion], "positive weight"),
         (replace(actor, faces=actor.faces + 1), [motion], "triangles of vertices 0 to 4"),
     ]

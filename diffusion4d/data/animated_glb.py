@@ -20,7 +20,7 @@ from diffusion4d.data.animated_mesh import (
     Node,
     Skeleton,
 )
-from diffusion4d.data.gltf_file import GltfFile
+from diffusion4d.data.gltf_file import GltfFile, well_formed
 from diffusion4d.data.keyframes import INTERPOLATIONS, Keyframes
 
 Array = np.ndarray
@@ -34,7 +34,8 @@ def read_skeleton(path: Path) -> Skeleton:
         ValueError: not a glTF 2.0 file, or one that breaks its rules; says what was required.
         OSError: the file cannot be read.
     """
-    return placed_nodes(GltfFile(path))[0]
+    with well_formed(path):
+        return placed_nodes(GltfFile(path))[0]
 
 
 def read_animated(path: Path) -> AnimatedMesh:
@@ -44,7 +45,12 @@ def read_animated(path: Path) -> AnimatedMesh:
         ValueError: not a glTF 2.0 file with triangles, or one that breaks its rules; says what was required.
         OSError: the file cannot be read.
     """
-    file = GltfFile(path)
+    with well_formed(path):
+        return _mesh(GltfFile(path))
+
+
+def _mesh(file: GltfFile) -> AnimatedMesh:
+    path = file.path
     skeleton, place = placed_nodes(file)
     surfaces, faces = [], []
     bones: list[Array] = []
@@ -179,6 +185,8 @@ def placed_nodes(file: GltfFile) -> tuple[Skeleton, dict[int, int]]:
         place[number] = len(nodes)
         nodes.append(_node(source, number, parent))
         waiting += [(child, place[number]) for child in reversed(source.children or [])]
+    if not nodes:
+        raise ValueError(f"need nodes in the scene, got none in {file.path}")
     animations = []
     for index, source in enumerate(file.tree.animations or []):
         channels = [_channel(file, source, c, place) for c in source.channels]

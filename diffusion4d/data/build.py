@@ -9,104 +9,82 @@ actors in the way of that kind; its words are the fields of the kind's dataclass
     simulated    nothing is read: cloth and soft bodies are simulated (`simulated.Batch`)
 """
 
-import dataclasses
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from diffusion4d.config import BuildPack
 from diffusion4d.data.actors import Actor, Motion
-from diffusion4d.data.pack import write_actor, write_odds
+from diffusion4d.data.glb_actors import Animated, mesh_actors, skeleton_actors
+from diffusion4d.data.mocap import MocapEntry, mocap_actors
+from diffusion4d.data.pack import others, write_actor, write_odds
+from diffusion4d.data.recipe import KINDS, parsed, read_recipe
+from diffusion4d.data.simulated import read_batches, simulated_actors
 from diffusion4d.errors import UserError
-
-Table = TypeVar("Table")
-Made = Iterator[tuple[Actor, list[Motion]]]
 
 
 def run(config: BuildPack, progress: Callable[[str], None] | None = None) -> list[Path]:
     """Build all actors of the recipe, or of some kinds; returns their files. An actor replaces one of its name.
 
+    The whole recipe is checked before anything is written. When all is written, other actors are removed from the
+    folder, lest one that is held out now stays in it as one to train on. With `only` they stay, since another
+    process may have built them; those that no table of the recipe could make are told.
+
     Raises:
-        UserError: no such recipe or sources, or a recipe with unknown words; says what was required.
+        UserError: no such recipe or sources, or a recipe that breaks the rules; says what was required.
         ValueError: a source cannot be read.
     """
     if not config.sources.is_dir():
         raise UserError(f"need a folder of sources, got {config.sources}")
+    if unknown := sorted(set(config.only) - set(KINDS)):
+        raise UserError(f"need kinds of {sorted(KINDS)}, got {unknown}")
     recipe = read_recipe(config.recipe)
-    if unknown := sorted(set(config.only) - set(_KINDS)):
-        raise UserError(f"need kinds of {sorted(_KINDS)}, got {unknown}")
-    write_odds(config.out, recipe.get("odds", {}))
-    written: list[Path] = []
-    for kind, make in _KINDS.items():
-        if config.only and kind not in config.only:
-            continue
-        for table in recipe.get(kind, []):
-            for actor, motions in make(table, config.sources):
-                written.append(write_actor(config.out, actor, motions))
-                if progress:
-                    progress(actor.name)
-    return written
+    tables = read_tables(recipe)
+    kinds = [kind for kind in KINDS if tables[kind] and kind in (config.only or KINDS)]
+    if not kinds:
+        raise UserError(f"need tables of {config.only or KINDS}, got none in {config.recipe}")
+    tell = progress or (lambda _: None)
+    written: dict[str, Path] = {}
+    for kind in kinds:
+        for table in tables[kind]:
+            for actor, motions in _made(kind, table, config.sources):
+                if actor.name in written:
+                    raise UserError(f"need actors of different names, got {actor.name!r} twice")
+                written[actor.name] = write_actor(config.out, actor, motions)
+                tell(actor.name)
+    if not written:
+        raise UserError(f"need tables that make actors, got none in {config.recipe}")
+    write_odds(config.out, recipe["odds"])
+    for path in others(config.out, written):
+        if not config.only:
+            path.unlink()
+            tell(f"{path.stem} removed: the recipe does not make it")
+        elif not any(table.may_make(path.stem) for of in tables.values() for table in of):
+            tell(f"{path.stem} stays, but no table of the recipe makes it")
+    return list(written.values())
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The tables of a recipe.
-
-    Raises:
-        UserError: not a TOML file, or a kind that does not exist.
-    """
-    try:
-        recipe = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"need a recipe in TOML, got {path}: {error}") from error
-    if unknown := sorted(set(recipe) - set(_KINDS) - {"odds"}):
-        raise UserError(f"need tables of {sorted(_KINDS)} or odds, got {unknown} in {path}")
-    return recipe
-
-
-def parsed(kind: type[Table], table: dict[str, Any]) -> Table:
-    """A recipe's table as a value of that dataclass.
+def read_tables(recipe: dict[str, Any]) -> dict[str, list[Any]]:
+    """The tables of every kind as values of its dataclass.
 
     Raises:
-        UserError: words that the kind has not, or lacks.
+        UserError: words that a kind does not take.
+        ValueError: simulations that would leak from one split into another.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
-    if unknown := sorted(set(given) - known):
-        raise UserError(f"need words of {sorted(known)} in a recipe's table, got {unknown}")
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise UserError(f"need more words in a recipe's table {table}: {error}") from error
+    classes = {"animated": Animated, "skeletons": Animated, "mocap": MocapEntry}
+    tables: dict[str, list[Any]] = {
+        kind: [parsed(of, table) for table in recipe.get(kind, [])] for kind, of in classes.items()
+    }
+    return tables | {"simulated": read_batches(recipe.get("simulated", []))}
 
 
-def _animated(table: dict[str, Any], sources: Path) -> Made:
-    from diffusion4d.data.glb_actors import Animated, mesh_actors
-
-    return mesh_actors(sources, parsed(Animated, table))
-
-
-def _skeletons(table: dict[str, Any], sources: Path) -> Made:
-    from diffusion4d.data.glb_actors import Animated, skeleton_actors
-
-    return skeleton_actors(sources, parsed(Animated, table))
-
-
-def _mocap(table: dict[str, Any], sources: Path) -> Made:
-    from diffusion4d.data.mocap import MocapEntry, mocap_actors
-
-    return mocap_actors(sources, [parsed(MocapEntry, table)])
-
-
-def _simulated(table: dict[str, Any], sources: Path) -> Made:
-    from diffusion4d.data.simulated import simulated_actors
-
-    return simulated_actors([table])
-
-
-_KINDS: dict[str, Callable[[dict[str, Any], Path], Made]] = {
-    "animated": _animated,
-    "skeletons": _skeletons,
-    "mocap": _mocap,
-    "simulated": _simulated,
-}
+def _made(kind: str, table: Any, sources: Path) -> Iterator[tuple[Actor, list[Motion]]]:
+    match kind:
+        case "animated":
+            return mesh_actors(sources, table)
+        case "skeletons":
+            return skeleton_actors(sources, table)
+        case "mocap":
+            return mocap_actors(sources, [table])
+        case _:
+            return simulated_actors([table])

@@ -22,6 +22,7 @@ from diffusion4d.data.animated_glb import read_animated, read_skeleton
 from diffusion4d.data.animated_mesh import AnimatedMesh, Animation, Skeleton
 from diffusion4d.data.decimation import decimated, merged
 from diffusion4d.data.jointed import body, moved, random_build
+from diffusion4d.data.recipe import found, positive
 from diffusion4d.data.skeleton import Y_UP_TO_Z_UP, Take
 
 Array = np.ndarray
@@ -63,6 +64,13 @@ class Animated:
     bodies: int = 1
     """How many bodies each skeleton gets."""
 
+    def __post_init__(self) -> None:
+        positive(weight=self.weight, triangles=self.triangles, bodies=self.bodies)
+
+    def may_make(self, name: str) -> bool:
+        """Whether an actor of that name could be of this table; which files there are is not looked at."""
+        return name.startswith(_name(self.prefix, ""))
+
 
 Sampled = tuple[str, Float[Array, "_ V 3"], float]
 """An animation's name, its positions (as many frames as it has) and how many frames are a second."""
@@ -101,6 +109,8 @@ def skeleton_actors(sources: Path, given: Animated) -> Iterator[tuple[Actor, lis
             (animation.name, take_of(skeleton, animation))
             for animation in _chosen(skeleton.animations, given.skip)
         ]
+        if not takes:
+            raise ValueError(f"need an animation that is not left out, got none in {path}")
         for number in range(given.bodies):
             rng = np.random.default_rng(number)
             limbs = body(takes[0][1], random_build(rng), rng)
@@ -190,7 +200,7 @@ def actor_of(
     if not motions:
         raise ValueError(f"need an animation in which something moves, got none for {stem}")
     actor = Actor(
-        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{given.prefix}-{stem}").lower(),
+        name=_name(given.prefix, stem),
         group=given.group,
         species=given.species or stem,
         source=given.source,
@@ -204,6 +214,10 @@ def actor_of(
         weight=given.weight,
     )
     return actor, motions
+
+
+def _name(prefix: str, stem: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{prefix}-{stem}").lower()
 
 
 def _closed(frames: Float[Array, "T V 3"]) -> tuple[Float[Array, "T V 3"], bool]:
@@ -239,17 +253,6 @@ def _rigid_parts(part: Int[Array, "V"], motions: Sequence[Motion]) -> Int[Array,
             out[own] = count
             count += 1
     return out
-
-
-def found(sources: Path, pattern: str) -> list[Path]:
-    """Files that match, in order of their names.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if paths := sorted(sources.glob(pattern)):
-        return paths
-    raise ValueError(f"need files {pattern} in {sources}, got none")
 
 
 def _files(sources: Path, given: Animated) -> list[Path]:

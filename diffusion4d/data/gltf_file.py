@@ -4,11 +4,15 @@ An accessor is `count` elements of 1–16 numbers, `stride` bytes apart in a buf
 in [0, 1] or [−1, 1] (normalised), and a sparse accessor replaces some elements of that (or of zeros).
 """
 
+import base64
+import contextlib
 import functools
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -94,6 +98,8 @@ class GltfFile:
         view = self.item("bufferViews", number)
         data = self._buffer(view.buffer)
         stride = view.byteStride or width * dtype.itemsize
+        if stride < 0:
+            raise ValueError(f"need a positive stride, got {stride} in {self.path}")
         start = (view.byteOffset or 0) + offset
         end = start + (count - 1) * stride + width * dtype.itemsize
         if count and (start < 0 or end > len(data)):
@@ -110,11 +116,14 @@ class GltfFile:
     def _buffer(self, number: int) -> bytes:
         uri = self.item("buffers", number).uri
         try:
-            data = (
-                self.tree.binary_blob() if uri is None else self.tree.get_data_from_buffer_uri(uri)
-            )
+            if uri is None:
+                data = self.tree.binary_blob()
+            elif uri.startswith("data:"):
+                data = base64.b64decode(uri.partition(",")[2])
+            else:
+                data = (self.path.parent / unquote(uri)).read_bytes()
         except (OSError, ValueError) as error:
-            name = str(uri)[:80]
+            name = unquote(str(uri))[:80]
             raise ValueError(f"need the data {name!r} beside {self.path}: {error}") from error
         if data is None:
             raise ValueError(f"need a buffer with data, got none in {self.path}")
@@ -130,6 +139,15 @@ class GltfFile:
         if number is None or not 0 <= number < len(items):
             raise ValueError(f"need one of {len(items)} {kind}, got number {number} in {self.path}")
         return items[number]
+
+
+@contextlib.contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """Whatever trips over a part that is missing or of another type is a ValueError that names the file."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"need a glTF 2.0 file, got {path}: {error}") from error
 
 
 def _node_weights(path: Path) -> dict[int, list[float]]:

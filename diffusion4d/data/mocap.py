@@ -7,20 +7,25 @@ In a recipe (see `diffusion4d.data.build`) an entry is a table [[mocap]] with th
 Shape letters:  T frames   J joints   V vertices.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from diffusion4d.data import bvh, deepmimic, jointed, positions
+from diffusion4d.data import amc, bvh, deepmimic, jointed, positions
 from diffusion4d.data.actors import Actor, Motion, Split
+from diffusion4d.data.recipe import found, positive
 from diffusion4d.data.skeleton import Take, pieces, resampled, steady
 
 Array = np.ndarray
 
 FPS = 30.0
+_LETTERS = "abcdefgh"
+"""Names of the bodies of different build."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class MocapEntry:
     """Seconds; shorter stretches are left out."""
     metres: float = 1.0
     """Metres of one unit of a .bvh file."""
+    fps: float = 120.0
+    """Frames a second of an .amc file, which does not tell it; 120 is CMU's."""
+    up: Literal["y", "z"] = "y"
+    """The axis that points up in a .bvh or .amc file."""
+
+    def __post_init__(self) -> None:
+        positive(weight=self.weight, shortest=self.shortest, longest=self.longest)
+        positive(most_pieces=self.most_pieces, metres=self.metres, fps=self.fps)
+        if not 1 <= self.variants <= len(_LETTERS):
+            raise ValueError(f"need 1 to {len(_LETTERS)} variants, got {self.variants}")
+        if not self.shortest < self.longest:
+            raise ValueError(f"need shortest < longest, got {self.shortest} and {self.longest}")
+
+    def may_make(self, name: str) -> bool:
+        """Whether an actor of that name could be of this entry, whatever skeletons its files have."""
+        letters = _LETTERS[: self.variants]
+        return re.fullmatch(rf"{re.escape(self.name)}(-\d+)?-[{letters}]", name) is not None
 
 
 def mocap_actors(
@@ -68,24 +90,35 @@ def mocap_actors(
             yield from _variants(entry, stem, takes, entry.weight / bodies)
 
 
-def read(path: Path, metres: float = 1.0) -> Take:
-    """A take by its file's kind: .bvh, .npz (positions) or .txt (DeepMimic)."""
+def read(path: Path, metres: float = 1.0, fps: float = 120.0, up: str = "y") -> Take:
+    """A take by its file's kind: .bvh, .amc with the .asf beside it, .npz (positions) or .txt (DeepMimic).
+
+    Raises:
+        ValueError: a file of another kind, one that breaks its rules, or no .asf, or several, beside an .amc.
+    """
     if path.suffix == ".bvh":
-        return bvh.read(path, metres)
+        return bvh.read(path, metres, up)
+    if path.suffix == ".amc":
+        skeletons = sorted(path.parent.glob("*.asf"))
+        if len(skeletons) != 1:
+            names = [skeleton.name for skeleton in skeletons]
+            raise ValueError(f"{path.name}: need one .asf beside it, got {names}")
+        return amc.read(skeletons[0], path, fps, up)
     if path.suffix == ".npz":
         return positions.read(path)
     if path.suffix == ".txt":
         return deepmimic.read(path)
-    raise ValueError(f"{path.name}: need .bvh, .npz or .txt, got {path.suffix!r}")
+    raise ValueError(f"{path.name}: need .bvh, .amc, .npz or .txt, got {path.suffix!r}")
 
 
 def _takes(source: Path, entry: MocapEntry) -> Iterator[tuple[str, Take]]:
     for pattern in entry.files:
-        paths = sorted(source.glob(pattern))
-        if not paths:
-            raise ValueError(f"mocap {entry.name!r}: need files {pattern!r} in {source}, got none")
+        try:
+            paths = found(source, pattern)
+        except ValueError as error:
+            raise ValueError(f"mocap {entry.name!r}: {error}") from error
         for path in (path for path in paths if path.name not in entry.without):
-            take = read(path, entry.metres)
+            take = read(path, entry.metres, entry.fps, entry.up)
             cuts = [
                 piece
                 for stretch in steady(take, shortest=entry.shortest)
@@ -134,7 +167,7 @@ def _variants(
         low_3 = np.array([*body.pose.positions[0, 0, :2], body.rest[:, 2].min()])
         yield (
             Actor(
-                name=f"{stem}-{'abcdefgh'[variant]}",
+                name=f"{stem}-{_LETTERS[variant]}",
                 group=entry.group,
                 species=entry.species,
                 source=entry.source,

@@ -7,14 +7,15 @@ out). Motions stay on disk until they are drawn, so a pack may be larger than me
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from diffusion4d.atomic import replace_when_done
@@ -24,6 +25,8 @@ from diffusion4d.errors import UserError
 MOST_TRIANGLES = 2_000
 """Worlds build a ray caster for every frame of every actor, which takes 1 ms for a thousand triangles."""
 ODDS = "odds.json"
+FILES = "[!.]*.safetensors"
+"""Pattern of the actors' files; a name with a dot in front is one that is still being written."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST_EXTENT = (0.5, 2.0)
 _DESCRIPTION = (
@@ -61,12 +64,43 @@ def write_odds(folder: Path, odds: Mapping[str, float]) -> Path:
     Raises:
         ValueError: an odd is not positive.
     """
-    if wrong := {name: odd for name, odd in odds.items() if not odd > 0}:
-        raise ValueError(f"need positive odds, got {wrong}")
+    odds = positive_odds(odds)
     folder.mkdir(parents=True, exist_ok=True)
     with replace_when_done(folder / ODDS) as temporary:
-        temporary.write_text(json.dumps(dict(odds), indent=1))
+        temporary.write_text(json.dumps(odds, indent=1))
     return folder / ODDS
+
+
+def positive_odds(odds: Any) -> dict[str, float]:
+    """Odds by group.
+
+    Raises:
+        ValueError: they are something else than positive finite numbers by name.
+    """
+    if not isinstance(odds, Mapping):
+        raise ValueError(f"need odds by group, got {odds!r}")
+    wrong = {
+        name: odd
+        for name, odd in odds.items()
+        if isinstance(odd, bool) or not isinstance(odd, (int, float)) or not 0 < odd < math.inf
+    }
+    if wrong:
+        raise ValueError(f"need positive odds, got {wrong}")
+    return dict(odds)
+
+
+def others(folder: Path, names: Collection[str]) -> list[Path]:
+    """Files of actors in a folder, but for those of these names; what `write_actor` has not written is no such file."""
+    paths = []
+    for path in sorted(folder.glob(FILES)):
+        if path.stem in names:
+            continue
+        try:
+            _read(path)
+        except ValueError:
+            continue
+        paths.append(path)
+    return paths
 
 
 @dataclass(frozen=True)
@@ -99,14 +133,14 @@ class Pack:
 
         Raises:
             ValueError: no such split, no actors of these splits, or a file that is not an actor's.
-            UserError: no such folder.
+            UserError: no such folder, or a file in it is damaged.
         """
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise ValueError(f"need splits of {SPLITS}, got {unknown}")
         if not folder.is_dir():
             raise UserError(f"need a folder with a pack, got {folder}")
         entries, digest = [], hashlib.blake2b(digest_size=6)
-        for path in sorted(folder.glob("[!.]*.safetensors")):
+        for path in sorted(folder.glob(FILES)):
             entry, about = _read(path)
             if entry.actor.split in splits:
                 entries.append(entry)
@@ -115,7 +149,10 @@ class Pack:
             raise ValueError(f"need a pack with actors of {tuple(splits)}, got none in {folder}")
         given = {}
         if (folder / ODDS).exists():
-            given = json.loads((folder / ODDS).read_text())
+            try:
+                given = positive_odds(json.loads((folder / ODDS).read_text()))
+            except ValueError as error:
+                raise UserError(f"need odds of groups in {folder / ODDS}: {error}") from error
         groups = sorted({entry.actor.group for entry in entries})
         odds = tuple((group, float(given.get(group, 1.0))) for group in groups)
         digest.update(json.dumps(odds).encode())
@@ -144,14 +181,17 @@ class Pack:
 
 
 def _read(path: Path) -> tuple[_Entry, dict[str, Any]]:
-    with safe_open(path, "numpy") as file:
-        metadata = file.metadata() or {}
-        if "actor" not in metadata:
-            raise ValueError(f"need a file written by write_actor, got {path}")
-        about = json.loads(metadata["actor"])
-        tensors = {name: file.get_tensor(name) for name in ("rest", "faces", "part")}
-    actor = Actor(**{name: about[name] for name in _DESCRIPTION}, **tensors)
-    motions = sorted((name, m["fps"], m["loops"]) for name, m in about["motions"].items())
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if "actor" not in metadata:
+                raise ValueError("it has no description of an actor")
+            about = json.loads(metadata["actor"])
+            tensors = {name: file.get_tensor(name) for name in ("rest", "faces", "part")}
+        actor = Actor(**{name: about[name] for name in _DESCRIPTION}, **tensors)
+        motions = sorted((name, m["fps"], m["loops"]) for name, m in about["motions"].items())
+    except (AttributeError, KeyError, SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"need a file written by write_actor, got {path}: {error}") from error
     return _Entry(actor, path, tuple(motions)), about
 
 
@@ -162,8 +202,8 @@ def _check(actor: Actor, motions: Sequence[Motion]) -> None:
         raise ValueError(f"need a name of letters, digits and _.-, got {actor.name!r}")
     if actor.split not in SPLITS:
         raise ValueError(f"need a split of {SPLITS}, got {actor.split!r} for {who}")
-    if not actor.weight > 0:
-        raise ValueError(f"need a positive weight, got {actor.weight} for {who}")
+    if not 0 < actor.weight < math.inf:
+        raise ValueError(f"need a finite positive weight, got {actor.weight} for {who}")
     count = len(actor.rest)
     if not 0 < len(actor.faces) <= MOST_TRIANGLES:
         raise ValueError(f"need 1 to {MOST_TRIANGLES} triangles, got {len(actor.faces)} for {who}")
@@ -182,7 +222,7 @@ def _check(actor: Actor, motions: Sequence[Motion]) -> None:
             )
         if not np.isfinite(motion.vertices).all():
             raise ValueError(f"need finite positions, got NaN or infinity for {what}")
-        if not motion.fps > 0:
+        if not 0 < motion.fps < math.inf:
             raise ValueError(f"need a positive frame rate, got {motion.fps} for {what}")
     extents = [
         float(np.ptp(f, axis=0).max())

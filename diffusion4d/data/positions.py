@@ -25,13 +25,15 @@ def read(path: Path) -> Take:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {key: archive[key] for key in archive.files}
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
+    except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path.name}: need a NumPy archive (.npz), got {reason(error)}"
         ) from error
     for key in ("positions", "fps"):
         if key not in stored:
             raise ValueError(f"{path.name}: need a key {key!r}, got {sorted(stored)}")
+        if stored[key].dtype.kind not in "iuf":
+            raise ValueError(f"{path.name}: need real numbers as {key}, got {stored[key].dtype}")
     positions = stored["positions"].astype(np.float64)
     if positions.ndim != 3 or positions.shape[-1] != 3:
         raise ValueError(f"{path.name}: need positions [T, J, 3], got {list(positions.shape)}")
@@ -50,9 +52,9 @@ def read(path: Path) -> Take:
                 f"need one parent a joint, got {parents.shape} for {positions.shape[1]} joints"
             )
         names = tuple(str(name) for name in stored.get("names", ()))
-        take = Take(positions, parents, float(stored["fps"]), names)
+        take = Take(positions, parents, float(stored["fps"].item()), names)
         return z_up(take, str(stored.get("up", "z")))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion4d.data.actors import SPLITS, Actor, Motion, Split
+from diffusion4d.data.recipe import parsed, positive
 
 if TYPE_CHECKING:
     from diffusion4d.data.simulation.stage import Take
@@ -78,6 +79,13 @@ class Batch:
     split: Split
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        positive(weight=self.weight)
+
+    def may_make(self, name: str) -> bool:
+        """Whether an actor of that name is of this batch."""
+        return name in {_name(self.kind, seed) for seed in range(*self.seeds)}
+
 
 def read_batches(entries: Sequence[Mapping[str, Any]]) -> list[Batch]:
     """The recipe's [[simulated]] tables, checked: kinds exist, held-out ones stay so, no seed comes twice."""
@@ -90,7 +98,7 @@ def read_batches(entries: Sequence[Mapping[str, Any]]) -> list[Batch]:
             )
         if entry["split"] not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {entry['split']!r}")
-        batch = Batch(**{**entry, "seeds": tuple(entry["seeds"])})
+        batch = parsed(Batch, dict(entry))
         _check(batch)
         for other in batches:
             shared = max(batch.seeds[0], other.seeds[0]) < min(batch.seeds[1], other.seeds[1])
@@ -109,9 +117,13 @@ def _check(batch: Batch) -> None:
         raise ValueError(f"seeds must be [first, stop] with 0 <= first < stop; got {batch.seeds}")
 
 
-def simulated_actors(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Actor, list[Motion]]]:
-    """Simulate the recipe's [[simulated]] tables one after the other: an actor with one motion for every seed."""
-    for batch in read_batches(entries):
+def simulated_actors(batches: Sequence[Batch]) -> Iterator[tuple[Actor, list[Motion]]]:
+    """Simulate one batch after the other: an actor with one motion for every seed.
+
+    Raises:
+        ValueError: no attempt at a seed was fit.
+    """
+    for batch in batches:
         for seed in range(*batch.seeds):
             actor, motion = simulated_actor(batch.kind, seed, batch.split, batch.weight)
             yield actor, [motion]
@@ -123,7 +135,7 @@ def simulated_actor(
     """One actor and how it moves, the same for the same kind and seed."""
     take = unit_sized(_take(kind, seed))
     actor = Actor(
-        name=f"simulated-{kind}-{seed:04d}",
+        name=_name(kind, seed),
         group="simulated",
         species=kind,
         source=f"MuJoCo {importlib.metadata.version('mujoco-core')}, scenario "
@@ -138,6 +150,10 @@ def simulated_actor(
         weight=weight,
     )
     return actor, Motion(kind, take.vertices.astype(np.float32), 30.0, loops=False)
+
+
+def _name(kind: str, seed: int) -> str:
+    return f"simulated-{kind}-{seed:04d}"
 
 
 def _take(kind: str, seed: int) -> "Take":
@@ -159,7 +175,7 @@ def _take(kind: str, seed: int) -> "Take":
         if reason is None:
             return take
         reasons.append(reason)
-    raise RuntimeError(f"no attempt at {kind}, seed {seed}, was fit: {'; '.join(reasons)}")
+    raise ValueError(f"no attempt at {kind}, seed {seed}, was fit: {'; '.join(reasons)}")
 
 
 def unit_sized(take: "Take") -> "Take":
