@@ -172,7 +172,9 @@ def test_the_committed_baseline_has_keys_that_a_processor_can_have(scripts):
     }
     written = [key for key in known if key != scripts["processors"].ZEN_5]
     assert all(" family " in key and " stepping " in key for key in written)
-    assert {run["machine"]["processor"] for run in results["runs"]} <= known.keys()
+    # What a score is does not depend on the processor.
+    timed = [run for run in results["runs"] if {*run["parts"]} - {*scripts["record"].SCORES}]
+    assert {run["machine"]["processor"] for run in timed} <= known.keys()
 
 
 def test_tolerances_are_those_of_repeated_runs(scripts):

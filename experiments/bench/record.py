@@ -30,8 +30,8 @@ PARTS = (
 SCORES = ("quality", "budgets")
 """Parts that depend on every number in the model."""
 
-NUMBERS_ALONE = ("temperature", "coordinates", "noise")
-"""Of a network's configuration: they scale what is sampled, at the same cost."""
+NUMBERS_ALONE = ("temperature", "coordinates", "noise", "encoder_fingerprint")
+"""Of a configuration: they scale what is sampled, or tell an encoder's weights, at the same cost."""
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
