@@ -52,9 +52,9 @@ def run(config: Evaluate) -> dict[str, Any]:
     """
     check(config)
     models = Models.load(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     with bars_with_notes() as bars:
         folds = folds_of(config, bars)
+        config.out.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Scored]] = []
         fits: list[Fits] = []
         total = sum(fold.num_fitting + fold.num_scored for fold in folds)
