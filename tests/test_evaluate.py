@@ -16,7 +16,7 @@ from diffusion4d.config import Evaluate
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation import command, fits, summary
 from diffusion4d.evaluation.cases import SUBSETS, Case, world_clips
-from diffusion4d.evaluation.methods import HEADS, Model, Models, head_samples
+from diffusion4d.evaluation.methods import HEADS, NUM_SCORED, Model, Models, head_samples
 from diffusion4d.evaluation.scores import EDGES, Scored, score
 from diffusion4d.noise import PointNoise
 from diffusion4d.sampling import NUM_STEPS
@@ -285,6 +285,9 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     report = (config.out / "scores.md").read_text()
     assert report == evaluation.markdown(result)
     assert "| peer setting | occluded | 3 |" in report
+    # Of how many samples each number is.
+    assert f"diversity and realism are over {NUM_SCORED} samples; the rest over" in report
+    assert f"all there are: {metrics.CALIBRATION_DRAWS}, and {NUM_SCORED} at other" in report
 
 
 def test_baselines_are_fitted_on_other_worlds(tmp_path, monkeypatch):
