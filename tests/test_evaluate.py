@@ -16,7 +16,7 @@ from diffusion4d.config import Evaluate
 from diffusion4d.errors import UserError
 from diffusion4d.evaluation import command, fits, summary
 from diffusion4d.evaluation.cases import SUBSETS, Case, world_clips
-from diffusion4d.evaluation.methods import HEADS, Model, Models, head_samples
+from diffusion4d.evaluation.methods import HEADS, NUM_SCORED, Model, Models, head_samples
 from diffusion4d.evaluation.scores import EDGES, Scored, score
 from diffusion4d.noise import PointNoise
 from diffusion4d.sampling import NUM_STEPS
@@ -201,6 +201,27 @@ def test_steps_are_compared_on_the_clips_that_have_them_all():
     assert summary.steps_curve([row(1.0, swept=False)], steps=8) == {}
 
 
+def test_a_method_without_an_answer_leaves_the_others_theirs():
+    bins = np.ones((len(SUBSETS), 2, 25, 3))
+    names = ("samples", "samples@1", "l2 twin", "l1 twin", "dressed l2 twin", "dressed l1 twin")
+    nowhere = dict.fromkeys(("samples@1", "l2 twin", "dressed l2 twin"), np.nan)
+
+    def row(**more: float) -> dict[str, Scored]:
+        numbers = dict.fromkeys(names, 1.0) | nowhere | more
+        return {
+            name: scored({"energy_score": v, "ade": v}, binned=v * bins)
+            for name, v in numbers.items()
+        }
+
+    rows = [row(), row(samples=np.nan)]
+    assert summary.stand_ins(rows)["dressed twin"] == "dressed l1 twin"
+    assert summary.steps_curve(rows, steps=8) == {}
+    spread = summary.spread_against_error(rows)
+    json.dumps(spread, allow_nan=False)
+    assert spread["samples"]["all"]["depth"] == [[1, 1, 1]] * 25
+    assert "samples@1" not in spread
+
+
 def saved_models(folder) -> dict[str, str]:
     small_pipeline("anchored").save_pretrained(folder / "sampler")
     small_pipeline("twin").save_pretrained(folder / "twin")
@@ -264,6 +285,9 @@ def test_a_miniature_evaluation(tmp_path, monkeypatch):
     report = (config.out / "scores.md").read_text()
     assert report == evaluation.markdown(result)
     assert "| peer setting | occluded | 3 |" in report
+    # Of how many samples each number is.
+    assert f"diversity and realism are over {NUM_SCORED} samples; the rest over" in report
+    assert f"all there are: {metrics.CALIBRATION_DRAWS}, and {NUM_SCORED} at other" in report
 
 
 def test_baselines_are_fitted_on_other_worlds(tmp_path, monkeypatch):

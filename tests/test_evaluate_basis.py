@@ -111,3 +111,11 @@ def test_cosines_are_found_where_the_camera_moves_enough(monkeypatch):
         torch.tensor([0.0, 0.0, 4.0], dtype=F64).expand(T, 3),
     )
     torch.testing.assert_close(found, points, atol=1e-4, rtol=0)
+
+
+def test_two_points_tell_no_depth():
+    g = torch.Generator().manual_seed(0)
+    rays = torch.rand((2, 8, 2), generator=g, dtype=F64)
+    depth, filled = lifter.lift(rays, torch.ones(2, 8, dtype=F64))
+    assert torch.equal(depth, torch.ones(2, 8, dtype=F64))
+    assert torch.equal(filled, rays)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import zipfile
 import zlib
 from collections.abc import Iterator
 
@@ -28,9 +29,9 @@ def read(path, **options) -> clips.TrueClip:
     return clips.read_clip(path, **({"num_points": 12, "max_frames": 48} | options))
 
 
-def jpeg(value: int) -> bytes:
+def jpeg(value: int, size: tuple[int, int] = (64, 48)) -> bytes:
     data = io.BytesIO()
-    PIL.Image.new("RGB", (64, 48), (value, value, value)).save(data, "JPEG")
+    PIL.Image.new("RGB", size, (value, value, value)).save(data, "JPEG")
     return data.getvalue()
 
 
@@ -178,7 +179,27 @@ def test_unknown_truth_is_in_no_subset(tmp_path):
         ({"extrinsics_w2c": np.zeros((T, 4, 4))}, "got a singular matrix"),
         ({"seed": np.zeros(2)}, r"need seed \[\]"),
         ({"images_jpeg_bytes": np.zeros(0, "S3")}, r"images_jpeg_bytes \[F\] of bytes"),
-        ({"image_frames": np.arange(T) - 1}, "whole numbers from 0 to 8"),
+        ({"image_frames": np.arange(T) - 1}, r"that rise, from 0 to 8, got \[-1, 0"),
+        ({"image_frames": np.arange(T)[::-1]}, r"that rise, from 0 to 8, got \[8, 7"),
+        ({"image_frames": np.arange(T) / 1}, r"from 0 to 8, got \[9\] of float64"),
+        ({"u": np.arange(T, dtype=np.uint8)[::-1]}, "need u to rise"),
+        ({"seed": np.array(1e30)}, "need a whole number as seed"),
+        ({"extrinsics_w2c": np.tile(np.diag([1, 1, 1, 0]), (T, 1, 1))}, "got a singular matrix"),
+        ({"fx_fy_cx_cy": np.array([1e300, 1, 1, 1])}, "need at most 1e.06 px in fx_fy_cx_cy"),
+        ({"size": np.full(2, 1e30)}, "need at most 1e.06 px in size"),
+        (
+            {"observed_tracks": np.full((T, N, 2), 1e30), "observed_visibility": np.ones((T, N))},
+            "px in observed_tracks, got 1e.30",
+        ),
+        (
+            {"observed_tracks": np.zeros((T, N, 2)), "observed_visibility": -np.ones((T, N))},
+            "need observed_visibility from 0 to 1, got -1 to -1",
+        ),
+        (
+            {"images_jpeg_bytes": np.array([jpeg(0)] * 8 + [jpeg(0, (48, 64))])},
+            r"one size \(h, w\), got \[\(48, 64\), \(64, 48\)\]",
+        ),
+        ({"images_jpeg_bytes": np.array([jpeg(0)] * 3)}, "frame for each image, got 9 for 3"),
         ({"visibility": np.ones((T, 3), bool)}, r"need visibility \[T, N\] = \[9, 10\]"),
         ({"visibility": np.zeros((T, N), bool)}, "two points that are seen in frame 0, got 0"),
         ({"images": np.zeros((T, 4, 4)), "images_jpeg_bytes": None}, r"\[F, h, w, 3\] uint8"),
@@ -187,8 +208,24 @@ def test_unknown_truth_is_in_no_subset(tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"clip\.npz: .*{message}"):
         read(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f2", np.longdouble])
+def test_numbers_of_any_precision_and_byte_order_are_read(tmp_path, dtype):
+    fields = {"tracks_XYZ": np.ones((T, N, 3)), "extrinsics_w2c": np.tile(np.eye(4), (T, 1, 1))}
+    changes = {name: array.astype(dtype) for name, array in fields.items()}
+    clip = read(written(tmp_path, image_frames=np.arange(T, dtype=">i4"), **changes))
+    assert torch.equal(clip.points, torch.ones(9, T, 3))
+    assert not clip.moving.any()
+
+
+def test_a_clip_cut_before_its_pictures_has_none(tmp_path):
+    fields = {"images_jpeg_bytes": np.array([jpeg(0)]), "image_frames": np.array([T - 1])}
+    clip = read(written(tmp_path, **fields), max_frames=4)
+    assert clip.images is None
+    assert clip.frames is None
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -211,6 +248,34 @@ def test_nothing_is_unpickled(tmp_path):
         read(alone)
     path.write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="no npz file that can be read"):
+        read(path)
+
+
+def test_what_is_damaged_in_a_file_is_refused_by_name(tmp_path):
+    path = written(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+
+    def changed(u: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in (members | {"u.npy": u}).items():
+                archive.writestr(name, data)
+
+    changed(b"no array")
+    with pytest.raises(UserError, match="need an array in u, got 8 bytes of something else"):
+        read(path)
+    changed(members["tracks_XYZ.npy"][:200])
+    with pytest.raises(UserError, match="u cannot be read: EOF"):
+        read(path)
+    np.savez_compressed(path, **tapvid())
+    data = bytearray(path.read_bytes())
+    # No block of compressed data begins with ones.
+    with zipfile.ZipFile(path) as archive:
+        first = archive.infolist()[0]
+    start = first.header_offset + 30 + len(first.filename) + 20
+    data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"no npz file that can be read.*decompressing"):
         read(path)
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusion4d.cameras import project
 from diffusion4d.config import RenderedSpec
+from diffusion4d.errors import UserError
 from diffusion4d.scenes import rendered
 from diffusion4d.scenes.render import render
 from diffusion4d.scenes.rendered import (
@@ -54,6 +56,34 @@ def test_pool_is_a_function_of_its_seeds(tmp_path: Path, monkeypatch: pytest.Mon
         assert torch.equal(a.worlds.points, b.worlds.points)
         assert torch.equal(a.worlds.visible, b.worlds.visible)
         assert torch.equal(a.frames, b.frames)
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    worlds = torch.zeros(1, 5, 9, 3)
+    fields = dict.fromkeys(("points", "visible", "moving", "intrinsics", "size"), worlds)
+    images = torch.zeros(1, 4, 3, 24, 24, dtype=torch.uint8)
+    pictures = {"images": images, "depth": torch.zeros(1, 4, 12, 12).half()}
+    stack = fields | pictures | {"frames": torch.arange(4)}
+
+    def written(name: str, prefix: str, tensors: dict[str, torch.Tensor]) -> Path:
+        path = tmp_path / name
+        save_file({prefix + key: tensor.clone() for key, tensor in tensors.items()}, path)
+        return path
+
+    whole = written("1", "24x24/", stack)
+    assert len(load_rendered([whole])) == 1
+    pool = written("2", "", fields)
+    with pytest.raises(UserError, match=f"{pool} is no shard of rendered worlds: need .*/depth"):
+        load_rendered([whole, pool])
+    part = written("3", "24x24/", fields | pictures)
+    with pytest.raises(UserError, match=f"{part} is no shard.*need 24x24/frames"):
+        load_rendered([whole, part])
+    fewer = written("4", "24x24/", stack | {"points": worlds[:, :3]})
+    with pytest.raises(UserError, match=r"\[N, T\], got \[\(3, 9\), \(5, 9\)\]"):
+        load_rendered([whole, fewer])
+    other = written("5", "24x24/", stack | {"frames": torch.arange(3)})
+    with pytest.raises(UserError, match="same key frames"):
+        load_rendered([whole, other])
 
 
 def test_a_stack_has_the_truth_of_its_images() -> None:

@@ -223,16 +223,21 @@ def _images(path: Path, arrays: Arrays, T: int) -> tuple[Tensor | None, Tensor |
             raise UserError(
                 f"{path}: need images_jpeg_bytes [F] of bytes, got {list(data.shape)} {data.dtype}"
             )
-        images = torch.stack([_decoded(path, bytes(image)) for image in data])
+        decoded = [_decoded(path, bytes(image)) for image in data]
+        sizes = sorted({tuple(image.shape[1:]) for image in decoded})
+        if len(sizes) > 1:
+            raise UserError(f"{path}: need images of one size (h, w), got {sizes}")
+        images = torch.stack(decoded)
     else:
         return None, None
-    frames = torch.arange(len(images))
+    frames = torch.arange(len(arrays["tracks_XYZ"]))
     if "image_frames" in arrays:
-        frames = torch.from_numpy(arrays["image_frames"]).long()
+        frames = torch.from_numpy(arrays["image_frames"])
     if len(frames) != len(images):
         raise UserError(f"{path}: need a frame for each image, got {len(frames)} for {len(images)}")
     within = frames < T
-    return images[within], frames[within]
+    # All pictures may lie behind the cut.
+    return (images[within], frames[within]) if within.any() else (None, None)
 
 
 def _jpeg(image: UInt8[Tensor, "3 h w"]) -> bytes:

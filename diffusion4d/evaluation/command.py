@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.bounds import require_at_least
@@ -139,7 +138,7 @@ def rendered_folds(config: Evaluate, folder: Path) -> list[Fold]:
         raise UserError(f"need a folder of rendered worlds, found none in {folder}")
     try:
         stacks = load_rendered(shards)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except UserError as error:
         raise UserError(f"need rendered worlds that can be read in {folder}: {error}") from error
     places = [(stack, i) for stack in stacks for i in range(len(stack))]
     order = np.random.default_rng(0).permutation(len(places))

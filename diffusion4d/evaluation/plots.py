@@ -199,7 +199,9 @@ def energy(result: dict[str, Any]) -> "Figure | None":
     scores = {
         name: subsets
         for name, subsets in result["scores"].items()
-        if name != "truth" and subsets.get("all", {}).get("clips") == total
+        if name != "truth"
+        and subsets.get("all", {}).get("clips") == total
+        and "energy_score" in subsets["all"]
     }
     if not scores:
         return None

@@ -109,7 +109,9 @@ def strongest(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Of these methods the one with the least energy score on all points."""
 
     def mean(name: str) -> float:
-        return float(np.nanmean(_stack(rows, name, "energy_score", 0)))
+        values = _stack(rows, name, "energy_score", 0)
+        held = values[np.isfinite(values)]
+        return float(held.mean()) if len(held) else np.inf
 
     return min(names, key=mean)
 
@@ -206,13 +208,15 @@ def steps_curve(rows: Sequence[Row], steps: int) -> dict[str, dict[str, dict[str
     curve: dict[str, dict[str, dict[str, float]]] = {}
     for s, subset in enumerate(SUBSETS):
         below = _stack(common, names["dressed twin"], "energy_score", s)
-        if np.isfinite(below).any():
-            curve[subset] = {
-                str(number): Interval.of(
-                    _quotient(_stack(common, name, "energy_score", s), below, drawn)
-                ).json()
-                for name, number in sorted(methods.items(), key=lambda item: item[1])
-            }
+        found = {
+            str(number): Interval.of(
+                _quotient(_stack(common, name, "energy_score", s), below, drawn)
+            ).json()
+            for name, number in sorted(methods.items(), key=lambda item: item[1])
+        }
+        # Every row of the table has every number of steps, or there is no row.
+        if all(np.isfinite(list(interval.values())).all() for interval in found.values()):
+            curve[subset] = found
     return curve
 
 
@@ -221,7 +225,8 @@ def spread_against_error(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, l
     found: dict[str, dict[str, dict[str, list]]] = {}
     for method in method_names(rows):
         held = [row[method].binned for row in rows if method in row]
-        sums = [b for b in held if b is not None]
+        # One clip without an answer would take the bins of all others with it.
+        sums = [b for b in held if b is not None and np.isfinite(b).all()]
         if not sums:
             continue
         total = np.sum(sums, 0)

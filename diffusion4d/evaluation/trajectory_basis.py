@@ -63,6 +63,9 @@ def lift(
 ) -> tuple[Float64[Tensor, "N T"], Float64[Tensor, "N T 2"]]:
     """Depths with median 1 in the anchor frame, and the rays with what was hidden filled in."""
     N, T, _ = rays.shape
+    if N < 3:
+        # Rank 3 is not to be had from two points.
+        return rays.new_ones(N, T), rays
     centre_T2, cameras_T23, strength = affine_cameras(rays, seen)
     upgrade = None if strength < FAINTEST else metric_upgrade(cameras_T23)
     if upgrade is None:

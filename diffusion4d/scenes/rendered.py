@@ -23,6 +23,7 @@ from torch import Tensor
 from diffusion4d.atomic import replace_when_done
 from diffusion4d.clip import key_frames
 from diffusion4d.config import RenderedSpec
+from diffusion4d.errors import UserError
 from diffusion4d.scenes.observe import World
 from diffusion4d.scenes.pool import Cast, Worlds, read_shard, stacked, write_missing
 from diffusion4d.scenes.render import depth_at, depth_maps, render
@@ -30,6 +31,8 @@ from diffusion4d.scenes.scene import Scene
 from diffusion4d.scenes.world import compose, generate
 
 SHARD = 32
+
+FIELDS = {"images", "depth", "frames"} | {f.name for f in dataclasses.fields(Worlds)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +172,7 @@ def load_rendered(paths: list[Path]) -> list[RenderedWorlds]:
     """Read shards into memory, as one stack for each image shape; shapes and the worlds of each in a fixed order.
 
     Raises:
-        ValueError: the shards' key frames differ.
+        UserError: a shard is damaged or of something else, or shards differ in points, frames or key frames.
     """
     groups: dict[str, list[dict[str, Tensor]]] = {}
     for path in paths:
@@ -180,12 +183,20 @@ def load_rendered(paths: list[Path]) -> list[RenderedWorlds]:
                 for name, tensor in shard.items()
                 if name.partition("/")[0] == shape
             }
+            if missing := sorted(FIELDS - set(fields)):
+                raise UserError(
+                    f"{path} is no shard of rendered worlds: need {shape}/{missing[0]}, got {sorted(shard)[:3]}…"
+                )
             groups.setdefault(shape, []).append(fields)
     stacks = []
     for _, group in sorted(groups.items()):
         frames = group[0]["frames"]
         if any(not torch.equal(fields["frames"], frames) for fields in group):
-            raise ValueError("need shards with the same key frames, got several kinds")
+            raise UserError("need shards with the same key frames, got several kinds")
+        # Images of one shape have depth maps of one shape, so the rest is numbers of points and frames.
+        shapes = sorted({tuple(fields["points"].shape[1:3]) for fields in group})
+        if len(shapes) > 1:
+            raise UserError(f"need shards with the same points and frames [N, T], got {shapes}")
         worlds = Worlds(
             *(torch.cat([fields[f.name] for fields in group]) for f in dataclasses.fields(Worlds))
         )
