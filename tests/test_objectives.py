@@ -173,9 +173,11 @@ def test_energy_training_finds_spread_and_mean():
     table = sampling.table_for("angular", 2)
     u = torch.linspace(0, 1, 6)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    # Spread is learnt more slowly than the mean, and wanders while steps are large.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=500)
     generator = seeded(3)
     mean, deviation = 0.3, 0.1
-    for _ in range(300):
+    for _ in range(500):
         zeta = mean + deviation * torch.randn((64, 1, 1, 1), generator=generator)
         ctrl = torch.tensor([0.0, 0.0, 1.0]) * zeta.exp().expand(64, 3, M, 3)
         points = ctrl[..., :1, :].expand(64, 3, 6, 3)
@@ -189,6 +191,7 @@ def test_energy_training_finds_spread_and_mean():
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     one = denoiser.prepare(network, some_clip(evidence))
     depth = sampling.sample(one, list(range(200)), table)[..., 2].log().mean((1, 2))
     assert depth.mean().item() == pytest.approx(mean, abs=0.05)
