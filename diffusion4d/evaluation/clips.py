@@ -14,7 +14,7 @@ line is optional, and all from `size` on is ours:
     observed_tracks [T, N, 2] px, observed_visibility [T, N]   what a tracker saw, else a simulated one (`seed`)
     focal_known             0 withholds the intrinsics from every method
 
-Numbers are finite but those of an unknown truth; u and image_frames rise, observed_visibility lies in [0, 1] (`arrays`).
+Numbers are finite but those of an unknown truth; u and image_frames rise, observed_visibility is in [0, 1] (`arrays`).
 
 Nothing is ever unpickled: an array of objects is refused with a message.
 
